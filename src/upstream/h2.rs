@@ -5,6 +5,7 @@ mod error;
 mod request_body;
 
 use std::{
+    cell::Cell,
     future::{Future, poll_fn},
     net::SocketAddr,
     pin::{Pin, pin},
@@ -169,7 +170,8 @@ impl Http2Sender {
     /// Reserves a stream even beyond the capacity.
     pub(super) fn reserve_stream(&self) -> StreamSlot {
         self.activity.open.update(|open| open + 1);
-        StreamSlot { send_request: self.send_request.clone(), guard: OpenStreamGuard(self.activity.clone()) }
+        let guard = OpenStreamGuard { activity: self.activity.clone(), is_stuck: Cell::new(false) };
+        StreamSlot { send_request: self.send_request.clone(), guard }
     }
 }
 
@@ -201,17 +203,27 @@ pub(super) struct StreamSlot {
 }
 
 /// Counts an open stream until it is dropped.
-struct OpenStreamGuard(Rc<ConnectionActivity>);
+struct OpenStreamGuard {
+    activity: Rc<ConnectionActivity>,
+    is_stuck: Cell<bool>,
+}
+
+impl OpenStreamGuard {
+    fn mark_stuck(&self) {
+        self.is_stuck.set(true);
+        self.activity.record_stuck_stream();
+    }
+}
 
 impl Drop for OpenStreamGuard {
     fn drop(&mut self) {
-        self.0.open.update(|open| open - 1);
+        self.activity.end_stream(self.is_stuck.get());
     }
 }
 
 impl StreamSlot {
     pub(super) fn connection_id(&self) -> ConnectionId {
-        ConnectionId(self.guard.0.clone())
+        ConnectionId(self.guard.activity.clone())
     }
 
     /// Sends a request and waits for the response head.
@@ -221,7 +233,7 @@ impl StreamSlot {
         request: &UpstreamRequest<'_>,
         reader: Option<BodyReader>,
     ) -> Result<super::UpstreamResponse, UpstreamError> {
-        let activity = self.guard.0.clone();
+        let activity = self.guard.activity.clone();
         let reads_before = activity.reads.get();
         let progress = Rc::new(RequestProgress::new(self.guard, reader));
         let release_reader = ReleaseReader(progress.clone());

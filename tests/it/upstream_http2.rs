@@ -33,6 +33,7 @@ const CHUNK_BYTES: usize = 16 * 1024;
 struct Http2Upstream {
     request_lines: Mutex<Vec<String>>,
     connections: AtomicUsize,
+    ended_connections: AtomicUsize,
     sent_bytes: AtomicUsize,
     /// Endless responses, and requests whose response was complete, that the proxy has cancelled.
     cancelled: AtomicUsize,
@@ -68,6 +69,7 @@ impl Http2Upstream {
                 _ => drop(tokio::spawn(self.clone().respond(request, respond, first))),
             }
         }
+        self.ended_connections.fetch_add(1, Ordering::Relaxed);
     }
 
     async fn respond(
@@ -261,6 +263,30 @@ async fn body_refused_early_is_released_with_its_client() {
             assert_eq!(upstream.request_count("POST /cgi-bin/refuses-early"), nth + 1);
         }
     }
+}
+
+/// Streams that the upstream never ends would stay counted, and their connection open, for ever.
+#[tokio::test]
+async fn connection_with_stuck_streams_ends_with_the_other_streams() {
+    let (proxy, upstream, _dir) = start_proxy(100).await;
+    proxy.get(USER_GET).await.assert_ok();
+    let first = upstream.connections.load(Ordering::Relaxed);
+    let mut events = RawConnection::connect(proxy.address()).await;
+    events.send("GET /hr/cgi-bin/events HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("sent");
+    wait_for("events", async || upstream.sent_bytes.load(Ordering::Relaxed) > 0).await;
+    let mut stuck = RawConnection::connect(proxy.address()).await;
+    let head = "POST /hr/cgi-bin/refuses-early HTTP/1.1\r\nHost: x\r\nContent-Length: 400000\r\n\r\n";
+    stuck.send(format!("{head}{}", "x".repeat(120_000))).await.expect("sent");
+    assert!(stuck.read_response().await.1.contains("40014"));
+    drop(stuck);
+    let is_retired = async || {
+        proxy.get(USER_GET).await.assert_ok();
+        upstream.connections.load(Ordering::Relaxed) > first
+    };
+    wait_for("another connection", is_retired).await;
+    assert_eq!(upstream.ended_connections.load(Ordering::Relaxed), 0, "it is in use");
+    drop(events);
+    wait_for("the end of the first", async || upstream.ended_connections.load(Ordering::Relaxed) == 1).await;
 }
 
 #[tokio::test]

@@ -3,14 +3,15 @@
 use std::{
     cell::{Cell, RefCell},
     pin::Pin,
-    rc::Rc,
+    rc::{Rc, Weak},
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use tokio::{task::spawn_local, time::sleep};
 
-use super::OpenStreamGuard;
+use super::{OpenStreamGuard, activity::STUCK_TIMEOUT};
 use crate::request_body::{BodyReader, RequestBodyError};
 
 /// A request body as hyper reads it.
@@ -25,7 +26,7 @@ pub(super) struct RequestProgress {
     pub(super) chunks: Cell<u64>,
     pub(super) awaits_client: Cell<bool>,
     reader: RefCell<RequestReader>,
-    _guard: OpenStreamGuard,
+    guard: OpenStreamGuard,
 }
 
 enum RequestReader {
@@ -38,7 +39,7 @@ enum RequestReader {
 impl RequestProgress {
     pub(super) fn new(guard: OpenStreamGuard, reader: Option<BodyReader>) -> Self {
         let reader = RefCell::new(reader.map_or(RequestReader::NoBody, RequestReader::Reading));
-        Self { chunks: Cell::new(0), awaits_client: Cell::new(false), reader, _guard: guard }
+        Self { chunks: Cell::new(0), awaits_client: Cell::new(false), reader, guard }
     }
 }
 
@@ -51,7 +52,16 @@ impl Drop for ReleaseReader {
         let reader = &mut *self.0.reader.borrow_mut();
         if matches!(reader, RequestReader::Reading(reader) if !reader.is_ended()) {
             *reader = RequestReader::Released;
+            spawn_local(watch_stuck(Rc::downgrade(&self.0)));
         }
+    }
+}
+
+/// Reports the stream as stuck if it is still open after a while: hyper's task for the body waits for the upstream.
+async fn watch_stuck(progress: Weak<RequestProgress>) {
+    sleep(STUCK_TIMEOUT).await;
+    if let Some(progress) = progress.upgrade() {
+        progress.guard.mark_stuck();
     }
 }
 
