@@ -79,7 +79,8 @@ async fn accept_tls(
         return None;
     }
     match TlsAcceptor::from(config).accept(RecordStream::new(stream)).await {
-        Ok(tls) => {
+        Ok(mut tls) => {
+            tls.get_mut().0.end_handshake();
             let http2 = tls.get_ref().1.alpn_protocol() == Some(b"h2");
             let chain = tls.get_ref().1.peer_certificates().map(CertificateChain::from);
             Some((Stream::ServerTls(Box::new(tls)), http2, chain))

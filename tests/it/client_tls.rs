@@ -4,7 +4,10 @@ use std::{fs, time::Duration};
 
 use http::Request;
 use tempfile::TempDir;
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use crate::{
     certificates::{Authority, Identity},
@@ -138,6 +141,26 @@ async fn pending_tls_handshakes_block_no_client_of_a_full_proxy() {
         }
         assert!(with_timeout(is_served(&proxy, &authority, None)).await);
     }
+}
+
+/// A handshake message of 65,000 bytes would be held until it is complete.
+#[tokio::test]
+async fn endless_client_hello_ends_the_connection() {
+    let authority = Authority::new();
+    let dir = certificate_dir(&authority.issue_server("localhost"));
+    let toml = config(&dir, "").replace("[upstream]", "header_timeout = \"60s\"\n[upstream]");
+    let proxy = TestProxy::start_with_config(&toml).await;
+    let mut stream = TcpStream::connect(proxy.address()).await.expect("a connection");
+    let record = |payload: &[u8]| {
+        let length = u16::try_from(payload.len()).expect("a record");
+        [&b"\x16\x03\x01"[..], &length.to_be_bytes(), payload].concat()
+    };
+    let first = [&b"\x01\x00\xfd\xe8"[..], &[0; 16_000]].concat();
+    for payload in [&first[..], &[0; 16_000], &[0; 16_000]] {
+        let _ = stream.write_all(&record(payload)).await;
+    }
+    let ended = with_timeout(stream.read_to_end(&mut Vec::new())).await;
+    assert!(ended.is_err() || ended.is_ok_and(|read| read < 100), "not ended");
 }
 
 #[tokio::test]

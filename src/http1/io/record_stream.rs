@@ -28,10 +28,16 @@ const MAX_SMALL_RECORD_BYTES: usize = 4096 - RECORD_HEADER_BYTES;
 /// Size of a receive buffer that holds any record, with what the kernel counts beside its bytes.
 const MIN_RECEIVE_BUFFER_BYTES: usize = 64 * 1024;
 
+/// Bytes that a client may send before the handshake has ended. A long chain of certificates has a fifth of this; rustls
+/// would hold a message of up to 64 KiB until it is complete.
+const MAX_HANDSHAKE_BYTES: usize = 32 * 1024;
+
 /// A stream that can end its reads at the end of a TLS record.
 #[derive(Debug)]
 pub struct RecordStream {
     stream: Stream,
+    /// Bytes that the handshake may still have; `None` after it.
+    handshake_left: Option<usize>,
     /// `None` if reads are not bounded.
     position: Option<RecordPosition>,
 }
@@ -52,7 +58,12 @@ struct RecordPosition {
 impl RecordStream {
     /// Reads one record at a time.
     pub fn new(stream: Stream) -> Self {
-        Self { stream, position: Some(RecordPosition::default()) }
+        Self { stream, handshake_left: Some(MAX_HANDSHAKE_BYTES), position: Some(RecordPosition::default()) }
+    }
+
+    /// Ends the bound of the handshake.
+    pub fn end_handshake(&mut self) {
+        self.handshake_left = None;
     }
 
     /// The stream beneath.
@@ -179,7 +190,7 @@ impl io::Read for NothingToRead {
 
 impl AsyncRead for RecordStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, position } = self.get_mut();
+        let Self { stream, handshake_left, position } = self.get_mut();
         let Some(position) = position else { return Pin::new(stream).poll_read(cx, buf) };
         if position.is_too_large() {
             return Poll::Pending;
@@ -192,6 +203,10 @@ impl AsyncRead for RecordStream {
         let mut part = ReadBuf::new(buf.initialize_unfilled_to(max_bytes));
         ready!(Pin::new(stream).poll_read(cx, &mut part))?;
         let read = part.filled().len();
+        if let Some(left) = handshake_left {
+            let too_long = || io::Error::new(io::ErrorKind::InvalidData, "longer than 32 KiB");
+            *left = left.checked_sub(read).ok_or_else(too_long)?;
+        }
         position.advance(part.filled());
         buf.advance(read);
         Poll::Ready(Ok(()))
