@@ -2,7 +2,8 @@
 //!
 //! A rate limiter is GCRA: it stores the time at which all that was taken is refilled (theoretical arrival
 //! time). Replicas that share a store exchange how much they took, a few times a second, in the background: no
-//! request waits for it (`shared_usage`).
+//! request waits for it (`shared_usage`). Ours, in 70 lines: `governor` adds 7 packages, and cannot raise a limiter to
+//! what other replicas took, nor say how much of it is used.
 
 pub mod address_limit;
 pub mod concurrency_limit;
