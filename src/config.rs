@@ -192,13 +192,16 @@ impl Config {
 
 /// Reads the file and the files that it includes, resolves each secret and validates everything.
 pub fn load(path: &Path) -> Result<Config, Error> {
-    load_recording(path).0
+    load_with_env(path, &process_env)
+}
+
+fn process_env(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
 }
 
 /// Reads the file again; also returns the files that were read or tried. A pipe has nothing more to read.
 pub fn load_recording(path: &Path) -> (Result<Config, Error>, LoadedFiles) {
-    let env = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
-    let inputs = Inputs::new(&env, SecretMode::Required);
+    let inputs = Inputs::new(&process_env, SecretMode::Required);
     let result = SourceFile::read(path, &inputs).and_then(|main| load_from(path, main, &inputs));
     let files = inputs.into_files();
     (result.map(|config| Config { loaded_files: files.clone(), ..config }), files)

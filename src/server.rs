@@ -240,10 +240,7 @@ pub async fn serve(mut listener: Listener, server: Arc<Server>, proxy: Rc<Proxy>
     while !server.is_stopping() {
         let accepted = tokio::select! {
             biased;
-            accepted = async {
-                worker_share::leave_to_others(&server).await;
-                listener.accept().await
-            } => accepted,
+            accepted = listener.accept_after(async || worker_share::leave_to_others(&server).await) => accepted,
             _ = &mut stop => break,
         };
         match accepted {

@@ -121,7 +121,7 @@ fn encrypt_into(
     event: &StoredEvent,
 ) -> Result<Vec<u8>, AttemptError> {
     let encrypted = keys.encrypt(&event.message, receive_id).ok_or("the message cannot be encrypted")?;
-    let timestamp = (clock::unix_now()).to_string();
+    let timestamp = clock::unix_now().to_string();
     let nonce = (random_u64() >> 24).to_string();
     let signature = keys.sign(&timestamp, &nonce, &encrypted);
     append_query(path, &format!("msg_signature={signature}&timestamp={timestamp}&nonce={nonce}"));

@@ -27,7 +27,7 @@ const DEAD_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 pub(super) const MAX_FETCHED: usize = 32;
 /// Their size, which the last of them may exceed: a message has up to 1 MiB, a raw one twice that.
 const MAX_FETCHED_BYTES: usize = 4 << 20;
-/// The same of messages for one of many readers, which may read slowly.
+/// The same for one of many readers, which may read slowly.
 const MAX_PULLED_BYTES: usize = 64 << 10;
 /// How long a message is kept for those who read it.
 const PULL_TTL: Duration = Duration::from_secs(24 * 3600);

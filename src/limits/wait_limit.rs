@@ -48,9 +48,8 @@ impl WaitLimit {
         Self { by_agent: limit(), by_client: limit(), requests: Arc::default() }
     }
 
-    /// A permit for a request of this client through this agent whose headers and target take this
-    /// much memory; `None` where they,
-    /// or all requests together, have too many.
+    /// A permit for a request of this client through this agent whose headers and target take this much memory; `None`
+    /// where they, or all requests together, have too many.
     pub fn try_acquire(
         &self,
         client: Option<&str>,

@@ -8,7 +8,7 @@ use super::{
     Proxy,
     authenticate::{self, authenticate_key},
     capture::Capture,
-    decision::{Decision, TokenChoice},
+    decision::{Decision, Exchange, TokenChoice},
     error::{ErrorKind, ProxyError},
     gettoken,
     head_check::{OTHER_HOST_MESSAGE, check_head},
@@ -22,7 +22,8 @@ use crate::directory::Directory;
 
 impl Proxy {
     /// Authorizes the request with [`Self::decide`]. Sets `request.authorized` if the request was authenticated, a
-    /// credential named a client, or the proxy is open; the server then lifts the limits of its connection.
+    /// credential named a client, or the proxy is open; the server then lifts the limits of its connection. The secret of a
+    /// suite or a provider stands in the body, which is not read yet.
     pub(super) fn authorize(
         &self,
         request: &Request,
@@ -30,7 +31,8 @@ impl Proxy {
     ) -> Result<Decision, ProxyError> {
         let decision = self.decide(request, context).map_err(|error| self.without_state(error));
         // A credential that names a client counts even if the request is rejected for another reason.
-        if decision.is_ok() || context.client.is_some() || self.directory.load().is_open() {
+        let awaits_secret = matches!(decision, Ok(Decision::Exchange(Exchange::FirstToken(_))));
+        if decision.is_ok() && !awaits_secret || context.client.is_some() || self.directory.load().is_open() {
             request.authorized.set(true);
         }
         decision

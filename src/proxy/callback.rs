@@ -187,14 +187,15 @@ async fn read_body(body: RequestBody) -> Result<Bytes, RequestBodyError> {
     let mut permits = Vec::new();
     while let Some(chunk) = poll_fn(|cx| reader.poll_chunk(cx)).await? {
         let length = received.len() + chunk.len();
-        let units = length.saturating_sub(MAX_FREE_BYTES).div_ceil(BUDGET_UNIT);
+        // Not twice as much: many bodies may be incomplete for seconds.
+        let growth = if length > MAX_FREE_BYTES { BUDGET_UNIT } else { GROWTH_BYTES };
+        let capacity = length.next_multiple_of(growth);
+        let units = capacity.saturating_sub(MAX_FREE_BYTES).div_ceil(BUDGET_UNIT);
         while permits.len() < units {
             permits.push(RECEIVE_BUDGET.try_acquire().map_err(|_| RequestBodyError::ReplayBudgetExceeded)?);
         }
         if length > received.capacity() {
-            // Not twice as much: many bodies may be incomplete for seconds.
-            let unit = if length > MAX_FREE_BYTES { BUDGET_UNIT } else { GROWTH_BYTES };
-            received.reserve_exact(length.next_multiple_of(unit) - received.len());
+            received.reserve_exact(capacity - received.len());
         }
         received.extend_from_slice(&chunk);
     }

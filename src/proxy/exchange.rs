@@ -71,7 +71,11 @@ impl Proxy {
             (Exchange::AuthInfo(suite), SmallBody::Larger(body)) => {
                 Ok(Exchanged::Forward(suite_route(request, suite), body))
             }
-            (_, SmallBody::Larger(_)) => Err(ProxyError::body_too_large(max_bytes as u64)),
+            (_, SmallBody::Larger(_)) => {
+                let message =
+                    format!("request body larger than the {max_bytes} bytes that such a call may have");
+                Err(ErrorKind::BodyTooLarge.error(message))
+            }
         }
     }
 

@@ -161,7 +161,7 @@ impl Http1Connection {
                 }
                 match polled {
                     Poll::Ready(response) => Poll::Ready(Some(response)),
-                    // A message of a callback is authorized only by its whole body, which may never come.
+                    // What only its body can authorize may never come, and what needs no key may wait for WeCom.
                     Poll::Pending if self.permit.must_close_now() => Poll::Ready(None),
                     // While the request is handled, a disconnect ends it.
                     Poll::Pending => {

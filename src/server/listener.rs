@@ -181,10 +181,19 @@ pub struct Listener {
 impl Listener {
     /// Accepts the next connection; the peer's address is `None` for unix sockets.
     pub async fn accept(&mut self) -> io::Result<(Stream, Option<IpAddr>)> {
+        self.accept_after(async || ()).await
+    }
+
+    /// Waits for a connection, then for `wait`, and accepts a connection if there is still one.
+    pub(super) async fn accept_after(
+        &mut self,
+        wait: impl AsyncFn(),
+    ) -> io::Result<(Stream, Option<IpAddr>)> {
         // Under a flood of connections the accept never waits: without this the other tasks of the thread would starve.
         consume_budget().await;
         loop {
             let mut ready = self.socket.readable().await?;
+            wait().await;
             let socket = self.socket.get_ref();
             // `accept` without a pending connection creates a socket and destroys it again, which costs eight times as
             // much as `poll`. As a rule each readiness event stands for one connection.

@@ -12,7 +12,10 @@ use std::{
 
 use tokio::task::spawn_local;
 
-use super::{Accepted, Server, handoff::Handoff, http1::ReusedByTask, serve_connection, worker_share};
+use super::{
+    Accepted, Server, handoff::Handoff, http1::ReusedByTask, serve_connection,
+    worker_share::CountedConnection,
+};
 use crate::proxy::Proxy;
 
 /// Maximum number of parked tasks.
@@ -38,7 +41,6 @@ impl TaskPool {
 
     /// Serves a connection on a parked task, or on a new one if none is parked.
     pub(super) fn serve(self: &Rc<Self>, accepted: Accepted) {
-        worker_share::count_opened();
         let idle = self.idle.borrow_mut().pop();
         match idle {
             Some(task) => {
@@ -75,8 +77,9 @@ async fn run(pool: Rc<TaskPool>, task: Rc<PooledTask>) {
     })
     .await;
     loop {
+        let counted = CountedConnection::new();
         serve_connection(&task.next, &pool.server, &pool.proxy, &mut reused).await;
-        worker_share::count_closed();
+        drop(counted);
         if !pool.park(&task) {
             return;
         }

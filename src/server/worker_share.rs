@@ -16,14 +16,20 @@ thread_local! {
     static OPEN: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Counts a connection that this worker serves.
-pub(super) fn count_opened() {
-    OPEN.set(OPEN.get() + 1);
+/// Counts a connection that this worker serves, until dropped.
+pub(super) struct CountedConnection(());
+
+impl CountedConnection {
+    pub(super) fn new() -> Self {
+        OPEN.set(OPEN.get() + 1);
+        Self(())
+    }
 }
 
-/// Counts its end.
-pub(super) fn count_closed() {
-    OPEN.set(OPEN.get() - 1);
+impl Drop for CountedConnection {
+    fn drop(&mut self) {
+        OPEN.set(OPEN.get() - 1);
+    }
 }
 
 /// Waits a little if this worker has more than its share of the connections.
@@ -33,7 +39,7 @@ pub(super) async fn leave_to_others(server: &Server) {
     }
 }
 
-/// Whether `own` is an eighth and one more than an equal part of `total`.
+/// Whether `own` exceeds an equal part of `total` by more than an eighth and one.
 fn exceeds_share(own: usize, total: usize, workers: usize) -> bool {
     workers > 1 && 8 * own * workers > 9 * total + 8 * workers
 }

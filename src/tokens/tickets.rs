@@ -23,11 +23,12 @@ use super::{
 use crate::secret::Masked;
 
 /// A cached ticket is not returned in this time before its expiry, or in the second half of a lifetime shorter than
-/// How long callers without a key get the failure of a fetch: at first, and at most after more of them.
-const MIN_FAILURE_WAIT: Duration = Duration::from_secs(1);
-const MAX_FAILURE_WAIT: Duration = Duration::from_secs(60);
 /// twice this: the next request fetches one.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(300);
+/// How long callers without a key get the failure of a fetch at first.
+const MIN_FAILURE_WAIT: Duration = Duration::from_secs(1);
+/// The same after many failures.
+const MAX_FAILURE_WAIT: Duration = Duration::from_secs(60);
 /// Longest lifetime accepted from a response.
 const MAX_TTL: Duration = Duration::from_secs(7200);
 /// Fetches of a ticket that WeCom returns again are at least this far apart. One hour has at most 60 of them, the

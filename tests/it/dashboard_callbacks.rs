@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// A suite without a ticket.
-const SUITE: &str = r#"
+pub const SUITE: &str = r#"
 [providers.acme]
 corpid = "ww9r0v1der00000001"
 secret = "not-a-secret-acme-00000000000000000000000000"

@@ -28,7 +28,7 @@ const MAX_SMALL_RECORD_BYTES: usize = 4096 - RECORD_HEADER_BYTES;
 /// Size of a receive buffer that holds any record, with what the kernel counts beside its bytes.
 const MIN_RECEIVE_BUFFER_BYTES: usize = 64 * 1024;
 
-/// Bytes that a client may send before the handshake has ended. A long chain of certificates has a fifth of this; rustls
+/// Bytes that a client may send before the handshake has ended. A long chain of certificates takes a fifth of this; rustls
 /// would hold a message of up to 64 KiB until it is complete.
 const MAX_HANDSHAKE_BYTES: usize = 32 * 1024;
 
@@ -166,7 +166,7 @@ pub(super) fn poll_read_records(
 fn poll_arrived(tcp: &TcpStream, cx: &mut Context<'_>, bytes: usize) -> Poll<io::Result<()>> {
     loop {
         ready!(tcp.poll_read_ready(cx))?;
-        if ioctl_fionread(tcp)? >= bytes as u64 || socket_recv_buffer_size(tcp)? < MIN_RECEIVE_BUFFER_BYTES {
+        if socket_recv_buffer_size(tcp)? < MIN_RECEIVE_BUFFER_BYTES {
             return Poll::Ready(Ok(()));
         }
         if let Poll::Ready(ready) = pin!(tcp.ready(Interest::READABLE)).poll(cx)
@@ -174,8 +174,15 @@ fn poll_arrived(tcp: &TcpStream, cx: &mut Context<'_>, bytes: usize) -> Poll<io:
         {
             return Poll::Ready(Ok(()));
         }
-        // The next bytes make it readable again.
-        let _ = tcp.try_io(Interest::READABLE, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+        // If they are too few, the next bytes make it readable again.
+        let arrived = tcp.try_io(Interest::READABLE, || match ioctl_fionread(tcp)? >= bytes as u64 {
+            true => Ok(()),
+            false => Err(io::ErrorKind::WouldBlock.into()),
+        });
+        match arrived {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            arrived => return Poll::Ready(arrived),
+        }
     }
 }
 
@@ -204,7 +211,7 @@ impl AsyncRead for RecordStream {
         ready!(Pin::new(stream).poll_read(cx, &mut part))?;
         let read = part.filled().len();
         if let Some(left) = handshake_left {
-            let too_long = || io::Error::new(io::ErrorKind::InvalidData, "longer than 32 KiB");
+            let too_long = || io::Error::new(io::ErrorKind::InvalidData, "handshake longer than 32 KiB");
             *left = left.checked_sub(read).ok_or_else(too_long)?;
         }
         position.advance(part.filled());

@@ -16,8 +16,8 @@ use crate::server::{HTTP2_PREFACE, MAX_HEAD_BYTES, SHUTDOWN_GRACE_TIMEOUT, large
 /// So many bytes of an incomplete head any connection may hold before a request on it was authorized: with its buffer's spare
 /// capacity it takes less than 64 KiB. More takes a [`LargeHead`].
 const MAX_UNAUTHORIZED_HEAD_BYTES: usize = 44 * 1024;
-/// The same under TLS, whose state takes 8 KiB.
-const MAX_UNAUTHORIZED_TLS_HEAD_BYTES: usize = 36 * 1024;
+/// The same under TLS, whose state takes 8 KiB: the buffer doubles beyond 32 KiB.
+const MAX_UNAUTHORIZED_TLS_HEAD_BYTES: usize = 28 * 1024;
 
 /// Result of waiting for a request.
 pub(super) enum NextRequest {

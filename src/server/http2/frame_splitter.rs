@@ -11,8 +11,8 @@ use super::{
 };
 use crate::server::HTTP2_PREFACE;
 
-/// Maximum payload of a part. Large enough that h2 does not count parts as a flood of small frames.
-const MAX_PART_BYTES: usize = 1024;
+/// Maximum payload of a part, without padding. No part has less than half of it: h2 counts small frames as a flood.
+pub(super) const MAX_PART_BYTES: usize = 1024;
 const END_STREAM_FLAG: u8 = 1;
 const PADDED_FLAG: u8 = 8;
 
@@ -30,7 +30,7 @@ pub(super) struct FrameSplitter {
     part_remaining: usize,
     /// Bytes of the frame that follow the part.
     later_remaining: usize,
-    /// Padding at the end of the frame, which becomes a frame of its own.
+    /// Padding at the end of the frame, which its last part has.
     padding: Option<u8>,
     /// Flag of the frame's last part.
     end_stream: u8,
@@ -55,7 +55,7 @@ impl FrameSplitter {
     pub(super) fn pass(&mut self, input: &[u8], out: &mut ReadBuf<'_>) -> usize {
         let mut rest = input;
         while self.pass_part(&mut rest, out) {
-            if rest.len() < self.later_remaining.min(MAX_PART_BYTES) {
+            if rest.len() < self.next_part_bytes(MAX_PART_BYTES) {
                 break;
             }
             if !self.begin_part(MAX_PART_BYTES) && !self.begin_frame(&mut rest) {
@@ -79,7 +79,7 @@ impl FrameSplitter {
 
     /// Whether a header has to precede what h2 gets next, though it is not in the input.
     pub(super) fn owes_header(&self) -> bool {
-        !self.header_remaining.is_empty() || self.later_remaining > 0 || self.padding.is_some()
+        !self.header_remaining.is_empty() || self.later_remaining > 0
     }
 
     /// Passes what is left of the current part; whether that was all.
@@ -101,20 +101,16 @@ impl FrameSplitter {
         let is_splittable = kind == DATA_FRAME || kind > CONTINUATION_FRAME;
         // h2 refuses larger ones.
         let is_large = length > MAX_PART_BYTES && length <= MAX_FRAME_BYTES as usize;
-        let mut is_split = is_splittable && is_large;
+        let is_split = is_splittable && is_large;
         let is_padded = is_split && kind == DATA_FRAME && flags & PADDED_FLAG > 0;
         let Some(&padding) = payload.first().or((!is_padded).then_some(&0)) else { return false };
         self.header[..FRAME_HEADER_BYTES].copy_from_slice(header);
         *rest = payload;
         self.later_remaining = length;
         if is_padded {
-            // One that is longer than the frame is left to h2.
-            is_split = usize::from(padding) < length;
-            if is_split {
-                *rest = &rest[1..];
-                self.later_remaining -= 1 + usize::from(padding);
-                self.padding = Some(padding);
-            }
+            *rest = &rest[1..];
+            self.later_remaining -= 1 + usize::from(padding);
+            self.padding = Some(padding);
         }
         if is_split {
             self.end_stream = flags & END_STREAM_FLAG;
@@ -126,27 +122,34 @@ impl FrameSplitter {
         true
     }
 
+    /// Bytes of the input that the next part takes; 0: the frame has ended.
+    fn next_part_bytes(&self, max_bytes: usize) -> usize {
+        match self.later_remaining {
+            last if last <= max_bytes => last + usize::from(self.padding.unwrap_or(0)),
+            rest if rest < 2 * max_bytes => rest.div_ceil(2),
+            _ => max_bytes,
+        }
+    }
+
     /// Begins the next part of a large frame; false if it has ended.
     fn begin_part(&mut self, max_bytes: usize) -> bool {
-        let mut header_bytes = FRAME_HEADER_BYTES;
-        let length = if self.later_remaining > 0 {
-            self.part_remaining = self.later_remaining.min(max_bytes);
-            self.later_remaining -= self.part_remaining;
-            self.part_remaining
-        } else if let Some(padding) = self.padding.take() {
-            self.part_remaining = usize::from(padding);
-            self.header[4] |= PADDED_FLAG;
-            self.header[FRAME_HEADER_BYTES] = padding;
-            header_bytes = PADDED_HEADER_BYTES;
-            1 + self.part_remaining
-        } else {
+        self.part_remaining = self.next_part_bytes(max_bytes);
+        if self.part_remaining == 0 {
             return false;
-        };
+        }
+        let is_last = self.later_remaining <= max_bytes;
+        self.later_remaining = if is_last { 0 } else { self.later_remaining - self.part_remaining };
+        let (mut header_bytes, mut length) = (FRAME_HEADER_BYTES, self.part_remaining);
+        if is_last {
+            self.header[4] |= self.end_stream;
+            if let Some(padding) = self.padding.take() {
+                self.header[4] |= PADDED_FLAG;
+                self.header[FRAME_HEADER_BYTES] = padding;
+                (header_bytes, length) = (PADDED_HEADER_BYTES, 1 + length);
+            }
+        }
         let [_, high, middle, low] = (length as u32).to_be_bytes();
         self.header[..3].copy_from_slice(&[high, middle, low]);
-        if self.later_remaining == 0 && self.padding.is_none() {
-            self.header[4] |= self.end_stream;
-        }
         self.header_remaining = 0..header_bytes;
         true
     }
@@ -207,6 +210,19 @@ mod tests {
         (frames, counted, largest)
     }
 
+    /// The smallest payload of a DATA frame that does not end its stream.
+    fn smallest_data(bytes: &[u8]) -> usize {
+        let (mut smallest, mut bytes) = (usize::MAX, &bytes[HTTP2_PREFACE.len()..]);
+        while let Some((header, rest)) = bytes.split_first_chunk::<FRAME_HEADER_BYTES>() {
+            let length = u32::from_be_bytes([0, header[0], header[1], header[2]]) as usize;
+            if header[3] == DATA_FRAME && header[4] & END_STREAM_FLAG == 0 {
+                smallest = smallest.min(length);
+            }
+            bytes = &rest[length..];
+        }
+        smallest
+    }
+
     #[test]
     fn large_frames_are_passed_in_parts() {
         let frames = [
@@ -248,6 +264,10 @@ mod tests {
             if passed_in_parts == usize::MAX {
                 assert_eq!(largest, 3000, "only HEADERS are passed as they came");
             }
+            assert!(
+                passed_in_parts != usize::MAX || smallest_data(&passed) >= 512,
+                "h2 counts small frames as a flood"
+            );
         }
     }
 }

@@ -12,7 +12,10 @@ use std::{
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::{frame_splitter::FrameSplitter, frame_tracker::FrameTracker};
+use super::{
+    frame_splitter::{FrameSplitter, MAX_PART_BYTES},
+    frame_tracker::FrameTracker,
+};
 use crate::http1::{buffer_pool, io::Stream};
 use crate::secret::wipe;
 use crate::server::{HTTP2_PREFACE, MAX_HEAD_BYTES, large_head::LargeHead};
@@ -96,7 +99,9 @@ impl StagedInput {
     /// sent no more.
     pub(super) fn is_header_budget_exhausted(&self, input_drained: bool) -> bool {
         let max_bytes = if input_drained { MAX_HEADER_BYTES_WHEN_DRAINED } else { MAX_HEADER_BYTES };
-        self.releasable == 0 && !self.frames.is_in_header_block() && self.frames.header_bytes() > max_bytes
+        (self.releasable == 0 || self.awaits_part)
+            && !self.frames.is_in_header_block()
+            && self.frames.header_bytes() > max_bytes
     }
 
     /// Whether more control frames came than a connection without an authorized request may send, or a large one.
@@ -120,7 +125,7 @@ impl StagedInput {
     /// a part of a header block, one record fits in any case.
     fn exceeds_limit(&mut self, max_bytes: usize, record_bytes: usize) -> bool {
         if self.buffer.len() + record_bytes <= max_bytes - self.tls_bytes
-            || self.buffer.is_empty() && record_bytes > 0
+            || self.has_no_head() && record_bytes > 0
         {
             return false;
         }
@@ -130,10 +135,15 @@ impl StagedInput {
         self.large_head.is_none() || self.buffer.len() > MAX_STAGED_BYTES
     }
 
+    /// Whether nothing is staged but an incomplete part of a large frame, which is no header block.
+    fn has_no_head(&self) -> bool {
+        self.buffer.is_empty() || self.awaits_part && self.buffer.len() < 2 * MAX_PART_BYTES
+    }
+
     /// The largest TLS record that may be read into what the limit leaves; 0: any.
     pub(super) fn max_record_bytes(&self, is_first_head: bool) -> usize {
         let max_bytes = if is_first_head { MAX_FIRST_HEAD_BYTES } else { MAX_LATER_HEAD_BYTES };
-        match self.buffer.is_empty() || self.large_head.is_some() {
+        match self.has_no_head() || self.large_head.is_some() {
             true => 0,
             false => (max_bytes - self.tls_bytes).saturating_sub(self.buffer.len()).max(1),
         }

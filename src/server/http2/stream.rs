@@ -70,6 +70,8 @@ impl RequestStream {
     async fn handle(&mut self, request: Box<Request>, body: RequestBody) -> Option<Response> {
         let Self { respond, continue_signal, context, .. } = self;
         let mut deadline = context.connection.take_deadline();
+        // What waits without a body, as a browser's signature for its ticket, holds little.
+        let may_hold_body = !matches!(body, RequestBody::None);
         let response = {
             let mut handling = pin!(context.proxy.handle::<Boxed>(&request, body, &mut deadline));
             let mut unverified = None;
@@ -81,7 +83,8 @@ impl RequestStream {
                 if request.authorized.get() && !context.connection.is_authorized() {
                     context.connection.permit().mark_authorized();
                 }
-                if polled.is_pending() && !context.connection.is_authorized() && unverified.is_none() {
+                let is_unverified = may_hold_body && !context.connection.is_authorized();
+                if polled.is_pending() && is_unverified && unverified.is_none() {
                     unverified = context.connection.try_begin_unverified();
                     if unverified.is_none() {
                         context.connection.record_stream_reset();

@@ -68,6 +68,8 @@ pub struct Collector {
     connector: Connector,
     /// Has one connection, which is reused.
     client: Client<Connector, Full<Bytes>>,
+    /// It has responded on that connection.
+    has_responded: bool,
 }
 
 /// A batch was not accepted.
@@ -108,7 +110,7 @@ impl Collector {
         let invalid = |_| CollectorError::InvalidHost(host.clone());
         let connector = Connector::tcp(host, *port, tls).map_err(invalid)?;
         let client = unconnected_client(&connector, *grpc);
-        Ok(Self { otlp: otlp.clone(), headers: headers.clone(), connector, client })
+        Ok(Self { otlp: otlp.clone(), headers: headers.clone(), connector, client, has_responded: false })
     }
 
     /// Sends a message. Returns how many of its spans the collector rejected.
@@ -123,7 +125,7 @@ impl Collector {
     async fn try_export(&mut self, message: Bytes) -> Result<u64, ExportError> {
         let request = self.build_request(message)?;
         let mut sent = self.client.request(request.clone()).await;
-        if sent.as_ref().is_err_and(|error| !error.is_connect()) {
+        if self.has_responded && sent.as_ref().is_err_and(|error| !error.is_connect()) {
             // The collector may just have closed the connection while it was idle.
             self.disconnect();
             sent = self.client.request(request).await;
@@ -132,12 +134,14 @@ impl Collector {
             true => transient(root_cause(&error)),
             false => transient(format!("connection failed: {}", root_cause(&error))),
         })?;
+        self.has_responded = true;
         self.read_response(response).await
     }
 
     /// Makes the next request open a connection.
     fn disconnect(&mut self) {
         self.client = unconnected_client(&self.connector, self.otlp.grpc);
+        self.has_responded = false;
     }
 
     fn build_request(&self, message: Bytes) -> Result<Request<Full<Bytes>>, ExportError> {

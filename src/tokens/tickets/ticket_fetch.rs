@@ -45,6 +45,17 @@ struct TicketFetch<'a, F> {
     fetch: F,
 }
 
+/// Counts a fetch whose caller leaves before WeCom's response as failed: WeCom has counted it.
+struct UnfinishedFetch<'a>(Option<&'a TicketEntry>);
+
+impl Drop for UnfinishedFetch<'_> {
+    fn drop(&mut self) {
+        if let Some(entry) = self.0 {
+            entry.record_outcome(&FetchOutcome::NoResponse, Instant::now());
+        }
+    }
+}
+
 impl CachedToken {
     /// The cached ticket, unless it is to be fetched.
     pub fn cached_ticket(&self, kind: TicketKind) -> Option<TicketResponse> {
@@ -83,8 +94,10 @@ impl CachedToken {
         let name = CredentialId::new(kind.id_kind(), &self.credentials).store_name();
         let fence = entry.0.lock().cached.as_ref().map_or(0, |cached| cached.fence);
         let mut fetch = TicketFetch { entry, fetch };
+        let mut unfinished = UnfinishedFetch(Some(entry));
         let (fetched, outcome) = take_or_fetch(self.store(), &name, fence, false, &mut fetch).await;
         self.forget_if_discarded();
+        unfinished.0 = None;
         entry.record_outcome(&outcome, Instant::now());
         entry.0.lock().flight.complete(&leader, outcome.clone());
         match (fetched, entry.response(Instant::now())) {

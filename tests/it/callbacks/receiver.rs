@@ -7,6 +7,7 @@ use wecom_proxy::simulator::SimulatedCallback;
 
 use super::{config, console, event, metric, push, push_raw, target};
 use crate::{
+    dashboard_callbacks::SUITE,
     harness::{
         TestClient, TestProxy, USER_GET,
         callback_target::{CallbackTarget, TargetResponse},
@@ -211,24 +212,27 @@ async fn answer_does_not_wait_for_targets() {
     }
 }
 
-/// A message is authorized only by its whole body. While that does not come, a client with a key gets the place.
+/// A message, and the secret of a suite, are authorized only by the whole body. While that does not come, a client with a
+/// key gets the place.
 #[tokio::test]
-async fn incomplete_messages_block_no_authenticated_client() {
-    let toml = config("").replacen("[server]", "[server]\nmax_connections = 4", 1);
-    let proxy = TestProxy::start_with_config(&toml).await;
-    let head = "POST /callbacks/hr HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n<";
-    let mut incomplete = Vec::new();
-    for _ in 0..4 {
-        let mut connection = RawConnection::connect(proxy.address()).await;
-        connection.send(head).await.expect("sent");
-        incomplete.push(connection);
+async fn incomplete_bodies_block_no_authenticated_client() {
+    for target in ["/callbacks/hr", "/cgi-bin/service/get_suite_token"] {
+        let toml = config("").replacen("[server]", "[server]\nmax_connections = 4", 1) + SUITE;
+        let proxy = TestProxy::start_with_config(&toml).await;
+        let head = format!("POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n<");
+        let mut incomplete = Vec::new();
+        for _ in 0..4 {
+            let mut connection = RawConnection::connect(proxy.address()).await;
+            connection.send(&head).await.expect("sent");
+            incomplete.push(connection);
+        }
+        let mut client = TestClient::connect_http1(proxy.address()).await;
+        let request = Request::get(format!("/hr{USER_GET}")).header("x-api-key", "key-of-desktop-0000000000");
+        client.request(request, "").await.assert_ok();
+        // The first one was closed for it, instead of being answered once its time was up.
+        let (received, _) = incomplete[0].read_to_end().await;
+        assert_eq!(String::from_utf8_lossy(&received), "", "{target}");
     }
-    let mut client = TestClient::connect_http1(proxy.address()).await;
-    let request = Request::get(format!("/hr{USER_GET}")).header("x-api-key", "key-of-desktop-0000000000");
-    client.request(request, "").await.assert_ok();
-    // The first one was closed for it, instead of being answered once its time was up.
-    let (received, _) = incomplete[0].read_to_end().await;
-    assert_eq!(String::from_utf8_lossy(&received), "");
 }
 
 /// Who recorded a push, or its body alone, must not get it decrypted by a verification.
