@@ -212,7 +212,7 @@ impl Proxy {
             self.count_recipients(message, request, &probed, context);
         }
         context.errcode = probed.errcode;
-        Ok(Response::from_upstream(probed, replay_body))
+        Ok(Response::from_upstream(*probed, replay_body))
     }
 
     /// Serves a path that is not WeCom's.

@@ -6,9 +6,12 @@ use std::{
     time::Duration,
 };
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use http::StatusCode;
-use tokio::time::Instant;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::Instant,
+};
 
 use super::initial_response_headers::{headers_for_client, local_headers};
 use crate::{
@@ -26,6 +29,14 @@ use crate::{
 /// refusal has a few hundred bytes; the bound keeps requests in flight from buffering as many large lists, or endless
 /// one-byte chunks.
 const MAX_PROBE_BYTES: u64 = 1024 * 1024;
+
+/// What one response may buffer without a share of [`BUFFER_BUDGET`].
+const MAX_FREE_BYTES: usize = 64 * 1024;
+/// The unit of the budget, in bytes.
+const BUDGET_UNIT: usize = 64 * 1024;
+/// Memory for what probes have buffered and clients have not taken, in all workers together: 128 MiB. Without a share, the
+/// probe ends; the responses that matter have a few hundred bytes.
+static BUFFER_BUDGET: Semaphore = Semaphore::const_new(128 * 1024 * 1024 / BUDGET_UNIT);
 
 /// A probed response.
 pub(super) struct ProbedResponse {
@@ -53,36 +64,67 @@ pub(super) struct ProbedResponse {
 #[derive(Default)]
 pub(super) struct BufferedChunks {
     first: Option<Bytes>,
-    more: BytesMut,
+    more: Option<Box<CopiedChunks>>,
+}
+
+/// Chunks in one buffer, and its share of the budget.
+#[derive(Default)]
+struct CopiedChunks {
+    bytes: Vec<u8>,
+    share: Option<SemaphorePermit<'static>>,
+}
+
+impl AsRef<[u8]> for CopiedChunks {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl CopiedChunks {
+    /// Appends a chunk; false if there is no share of the budget for it.
+    fn push(&mut self, chunk: &[u8]) -> bool {
+        self.bytes.extend_from_slice(chunk);
+        let units = self.bytes.capacity().saturating_sub(MAX_FREE_BYTES).div_ceil(BUDGET_UNIT);
+        let held = self.share.as_ref().map_or(0, SemaphorePermit::num_permits);
+        let Some(missing) = units.checked_sub(held).filter(|missing| *missing > 0) else { return true };
+        let Ok(share) = BUFFER_BUDGET.try_acquire_many(missing as u32) else { return false };
+        match &mut self.share {
+            Some(held) => held.merge(share),
+            none => *none = Some(share),
+        }
+        true
+    }
 }
 
 impl BufferedChunks {
-    fn push(&mut self, chunk: Bytes) {
-        match self.first {
-            None if self.more.is_empty() => self.first = Some(chunk),
-            _ => self.more.extend_from_slice(&chunk),
+    /// Appends a chunk; false if no more may be buffered.
+    fn push(&mut self, chunk: Bytes) -> bool {
+        match (&self.first, &mut self.more) {
+            (None, None) => {
+                self.first = Some(chunk);
+                true
+            }
+            (_, more) => more.get_or_insert_default().push(&chunk),
         }
     }
 
     /// Takes the next chunk.
     pub(super) fn pop(&mut self) -> Option<Bytes> {
-        let more = || (!self.more.is_empty()).then(|| std::mem::take(&mut self.more).freeze());
-        self.first.take().or_else(more)
+        self.first.take().or_else(|| self.more.take().map(|more| Bytes::from_owner(*more)))
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.first.is_none() && self.more.is_empty()
+        self.first.is_none() && self.more.is_none()
     }
 
     /// Takes the only chunk, empty if there is none; `None` if there are several.
     pub(super) fn take_single(&mut self) -> Option<Bytes> {
-        self.more.is_empty().then(|| self.first.take().unwrap_or_default())
+        self.more.is_none().then(|| self.first.take().unwrap_or_default())
     }
 
     /// The buffered chunks.
     pub(super) fn chunks(&self) -> impl Iterator<Item = &[u8]> {
-        let more = (!self.more.is_empty()).then_some(&self.more[..]);
-        self.first.as_deref().into_iter().chain(more)
+        self.first.as_deref().into_iter().chain(self.more.as_deref().map(CopiedChunks::as_ref))
     }
 }
 
@@ -95,7 +137,7 @@ impl ProbedResponse {
             headers: local_headers("application/json; charset=UTF-8"),
             has_date: false,
             content_length: Some(body.len() as u64),
-            buffered: BufferedChunks { first: Some(body), more: BytesMut::new() },
+            buffered: BufferedChunks { first: Some(body), more: None },
             remaining: UpstreamBody::empty(),
             errcode,
             time_to_header: Duration::ZERO,
@@ -129,7 +171,9 @@ impl ProbedResponse {
             && let Some(chunk) = self.remaining.data().await.transpose()?
         {
             length += chunk.len();
-            self.buffered.push(chunk);
+            if !self.buffered.push(chunk) {
+                break;
+            }
         }
         Ok(self)
     }
@@ -209,7 +253,9 @@ impl ErrcodeProbe {
             };
             verdict = scanner.feed(&chunk);
             self.probed_bytes += chunk.len() as u64;
-            self.response.buffered.push(chunk);
+            if !self.response.buffered.push(chunk) {
+                break;
+            }
         }
         if let Verdict::Found(errcode) = verdict {
             self.response.errcode = Some(errcode);

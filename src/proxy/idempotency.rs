@@ -94,7 +94,7 @@ impl Proxy {
             Found::Record(record) => replayed(record, &fingerprint)?,
         };
         context.errcode = response.errcode;
-        Ok(Response::from_upstream(response, None))
+        Ok(Response::from_upstream(*response, None))
     }
 
     /// Receives a body to its end, so that its hash is known before anything is sent.

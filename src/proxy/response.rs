@@ -114,10 +114,10 @@ impl Response {
     }
 
     /// The response from a probed one: the upstream's, or a cached ticket.
-    pub(super) fn from_upstream(probed: Box<ProbedResponse>, replay_body: Option<ReplayBody>) -> Self {
+    pub(super) fn from_upstream(probed: ProbedResponse, replay_body: Option<ReplayBody>) -> Self {
         let ProbedResponse {
             status, headers, has_date, content_length, mut buffered, remaining, permit, ..
-        } = *probed;
+        } = probed;
         let complete_body = if remaining.is_ended() { buffered.take_single() } else { None };
         let (content_length, body) = match complete_body {
             // Without a body, `content-length` is forwarded as received (HEAD, 304).

@@ -7,8 +7,8 @@ use foldhash::fast::RandomState;
 use super::{QuotaDenied, QuotaUsage, rules::CallQuotas, window::Window};
 use crate::config::QuotaScope;
 
-/// How many counters are looked at to find one to evict.
-const EVICTION_SAMPLE: usize = 16;
+/// How many counters are looked at to find one to evict; each is most likely in no CPU cache.
+const EVICTION_SAMPLE: usize = 5;
 
 /// The usage of the quotas that one call has in one scope.
 #[derive(Debug)]
