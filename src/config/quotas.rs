@@ -54,6 +54,7 @@ impl QuotaScope {
     }
 }
 
+/// By name. The last one is of the built-in table only.
 const SCOPES: [(&str, QuotaScope); 5] = [
     ("corp", QuotaScope::Corp),
     ("agent", QuotaScope::Agent),
