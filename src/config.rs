@@ -80,6 +80,7 @@ pub use otlp::OtlpConfig;
 pub use pattern::{AllowPattern, PathPattern};
 pub use quotas::{QuotaLimit, QuotaMode, QuotaScope, QuotasConfig};
 pub use rate_limit::RateLimit;
+pub use regular_file::open_regular;
 pub use replay::ReplayConfig;
 pub use schema::SCHEMA;
 pub use secret::{SourcedSecret, is_unread, read_secret_again};

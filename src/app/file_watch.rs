@@ -6,7 +6,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
     sync::Arc,
@@ -20,7 +19,7 @@ use zeroize::Zeroizing;
 use super::reloader::{LoadRecord, Reloader};
 use crate::{
     blocking,
-    config::{FileStamp, LoadedFiles},
+    config::{self, FileStamp, LoadedFiles},
 };
 
 /// The time between two polls.
@@ -156,11 +155,9 @@ impl FileWatch {
 
 /// Hashes a file, which may contain a secret.
 fn hash_file(path: &Path) -> io::Result<ContentHash> {
-    if !fs::metadata(path)?.is_file() {
-        // Opening a pipe would block.
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    let (mut file, mut hash) = (File::open(path)?, Sha256::new());
+    let (mut file, _) =
+        config::open_regular(path).map_err(|reason| io::Error::other(reason.english().to_owned()))?;
+    let mut hash = Sha256::new();
     let mut chunk = Zeroizing::new([0; 8192]);
     loop {
         match file.read(&mut *chunk)? {
@@ -172,12 +169,11 @@ fn hash_file(path: &Path) -> io::Result<ContentHash> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{fs, os::unix::fs::symlink};
 
     use tempfile::TempDir;
 
     use super::*;
-    use crate::config;
 
     const MAIN: &str = "include = [\"agents.d/*.toml\"]\n[server]\nreload = \"watch\"\n";
 

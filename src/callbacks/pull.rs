@@ -48,7 +48,10 @@ impl PullReader {
                     return;
                 }
                 // Nothing more is read from the state while the client reads slowly.
-                drop(self.sender.reserve().await);
+                tokio::select! {
+                    place = self.sender.reserve() => drop(place),
+                    _ = stop.wait_for(|stop| *stop) => return,
+                }
             }
             if !self.target.is_reader(&self.client) || !(self.is_permitted)() {
                 return;

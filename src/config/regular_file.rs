@@ -13,7 +13,7 @@ use crate::text::Text;
 const O_NONBLOCK: i32 = 0o4000;
 
 /// Opens a file that is no pipe, which would block until something writes to it.
-pub(super) fn open_regular(path: &Path) -> Result<(File, Metadata), Text> {
+pub fn open_regular(path: &Path) -> Result<(File, Metadata), Text> {
     let unreadable = |e: io::Error| unreadable_message(path, &e);
     let file = File::options().read(true).custom_flags(O_NONBLOCK).open(path).map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
