@@ -23,11 +23,11 @@ def find(name):
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin")
 
 
-def program(name):
-    """The path of a required program, whose Debian package has the same name."""
+def program(name, package=None):
+    """The path of a required program; its Debian package has the same name unless one is given."""
     found = find(name)
     if not found:
-        raise Problem(f"{name} is missing: apt install {name}")
+        raise Problem(f"{name} is missing: apt install {package or name}")
     return found
 
 
@@ -83,12 +83,13 @@ def stand_in(directory, port):
     return nginx(directory, "wecom", http)
 
 
-def nginx_inject(directory, port, wecom):
+def nginx_inject(directory, port, wecom, http2_port=None):
     """Removes /hr, adds the token, streams in both directions."""
+    http2 = f"listen 127.0.0.1:{http2_port} http2 backlog=4096;" if http2_port else ""
     return nginx(directory, "nginx", f"""
   upstream wecom {{ server 127.0.0.1:{wecom}; keepalive 128; keepalive_requests 1000000000; }}
   server {{
-    listen 127.0.0.1:{port} backlog=4096;
+    listen 127.0.0.1:{port} backlog=4096; {http2}
     location /hr/ {{
       set $args $args&access_token={TOKEN};
       proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header X-Api-Key "";
@@ -177,6 +178,11 @@ backend wecom
   server wecom 127.0.0.1:{wecom}
 """)
     return [program("haproxy"), "-db", "-f", path]
+
+
+def pingora(binary):
+    """Removes /hr and adds the token."""
+    return lambda _, port, wecom: [binary, str(port), str(wecom), TOKEN]
 
 
 def wecom_proxy(binary, access):

@@ -1,19 +1,22 @@
 #!/usr/bin/env python3
-"""Compares the cost of wecom-proxy with nginx and HAProxy on this machine, in under three minutes.
+"""Compares the cost of wecom-proxy with nginx and HAProxy on this machine, in about three minutes.
 
-    python3 bench/run.py
+    python3 bench/run.py [--pingora]
 
-Requires Linux, two CPUs, cargo, wrk and nginx. HAProxy and nginx's Lua module add rows if they are installed:
-apt install wrk nginx haproxy libnginx-mod-http-lua. Uses only 127.0.0.1 and a temporary directory; all processes that it
-starts end with it. docs/performance.md explains the numbers.
+Requires Linux, two CPUs, cargo, wrk, h2load and nginx. HAProxy and nginx's Lua module add rows if they are installed:
+apt install wrk nghttp2-client nginx haproxy libnginx-mod-http-lua. --pingora adds a small proxy on pingora, whose build takes
+some minutes the first time, in ~/.cache/wecom-proxy-bench. Uses only 127.0.0.1 and a temporary directory; all processes that
+it starts end with it. docs/performance.md explains the numbers.
 """
 
 import argparse
 import contextlib
 import ctypes
+import functools
 import json
 import os
 import pathlib
+import re
 import resource
 import signal
 import socket
@@ -25,19 +28,22 @@ import time
 
 # No __pycache__ in the tree.
 sys.dont_write_bytecode = True
-from peers import KEY, LUA_MODULES, MB, Problem, find, haproxy, nginx_inject, nginx_lua, program, stand_in, wecom_proxy
+from peers import KEY, LUA_MODULES, MB, Problem, find, haproxy, nginx_inject, nginx_lua, pingora, program, stand_in, wecom_proxy
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 MESSAGE = '{"touser":"zhangsan","msgtype":"text","agentid":1000002,"text":{"content":"%s"}}' % ("x" * 420)
 FILE = f"string.rep('x', {10 * MB})"
 GET = "/hr/cgi-bin/user/get?userid=zhangsan"
 IDLE = 1000
+HTTP2, STREAMS = "GET over HTTP/2", 10
+LUA = "nginx + Lua, whole job"
 
 # name, target, request body in wrk's Lua, minimum bytes of a response, connections, whether each request uses a new connection
 SCENARIOS = [
     ("small GET", GET, "", 100, 64, False),
     ("small POST", "/hr/cgi-bin/message/send?debug=0", f"'{MESSAGE}'", 100, 64, False),
     ("GET, new connection", GET, "", 100, 64, True),
+    (HTTP2, GET, "", 100, 20, False),
     ("1 MB JSON down", "/hr/cgi-bin/user/list?department_id=1", "", MB, 16, False),
     ("10 MB down", "/hr/cgi-bin/media/get?media_id=1", "", 10 * MB, 4, False),
     ("10 MB up", "/hr/cgi-bin/media/upload?type=file", FILE, 100, 4, False),
@@ -68,6 +74,7 @@ class Server:
 
     def __init__(self, name, port, command, cpu, log):
         self.name, self.port, self.command, self.cpu, self.log = name, port, command, cpu, log
+        self.http2_port = port
         self.process = None
 
     def __enter__(self):
@@ -134,9 +141,9 @@ def end_wrk(wrk):
     raise Problem("wrk does not end")
 
 
-def load(server, scenario, seconds, directory):
-    """One run of wrk against one server."""
-    name, target, body, min_bytes, connections, close = scenario
+def wrk(server, scenario, seconds, directory):
+    """Requests, duration in µs, received bytes, errors, and two latencies in µs of one run of wrk; zeros if it fails."""
+    _, target, body, _, connections, close = scenario
     script = directory / "wrk.lua"
     script.write_text((f"wrk.method = 'POST'; wrk.body = {body}" if body else "") + """
       function done(summary, latency)
@@ -146,23 +153,48 @@ def load(server, scenario, seconds, directory):
       end""")
     command = [program("wrk"), "-t1", f"-c{connections}", "-d60s", "--timeout", "20s", "-s", script]
     command += ["-H", f"X-Api-Key: {KEY}"] + (["-H", "Connection: close"] if close else [])
-    server.reset_peak_memory()
-    before = server.cpu_us()
     with subprocess.Popen(command + [f"http://127.0.0.1:{server.port}{target}"], stdout=subprocess.PIPE, text=True,
-                          start_new_session=True, preexec_fn=end_with_parent) as wrk:
+                          start_new_session=True, preexec_fn=end_with_parent) as process:
         try:
             time.sleep(seconds)
-            output = end_wrk(wrk)
+            output = end_wrk(process)
         finally:
-            wrk.kill()
-    cpu_us = server.cpu_us() - before
+            process.kill()
     result = [line for line in output.splitlines() if line.startswith("RESULT ")]
-    requests, duration_us, received, errors, p50, p99 = json.loads(result[0][7:]) if result else [0] * 6
-    if result and not requests and not errors and seconds < 5:
+    return json.loads(result[0][7:]) if result else [0] * 6, output
+
+
+def h2load(server, scenario, seconds, directory):
+    """The same of one run of h2load, in clear text."""
+    _, target, _, _, connections, _ = scenario
+    times = directory / "h2load.times"
+    times.unlink(missing_ok=True)
+    command = [program("h2load", "nghttp2-client"), f"-c{connections}", f"-m{STREAMS}", f"-D{int(seconds * 1000)}ms",
+               "-H", f"X-Api-Key: {KEY}", f"--log-file={times}", f"http://127.0.0.1:{server.http2_port}{target}"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, preexec_fn=end_with_parent)
+    counts = re.search(r"status codes: (\d+) 2xx, (\d+) 3xx, (\d+) 4xx, (\d+) 5xx", run.stdout)
+    received = re.search(r"traffic: .*\((\d+)\) total", run.stdout)
+    if not counts or not received or not times.exists():
+        return [0] * 6, run.stdout + run.stderr
+    ok, *failed = map(int, counts.groups())
+    took = sorted(int(line.split()[2]) for line in times.read_text().splitlines()) or [0]
+    percentile = lambda share: took[min(len(took) - 1, int(len(took) * share))]
+    return [ok, seconds * 1e6, int(received[1]), sum(failed), percentile(0.5), percentile(0.99)], run.stdout
+
+
+def load(server, scenario, seconds, directory):
+    """One run of the load generator against one server."""
+    name, _, _, min_bytes, *_ = scenario
+    server.reset_peak_memory()
+    before = server.cpu_us()
+    result, output = (h2load if name == HTTP2 else wrk)(server, scenario, seconds, directory)
+    cpu_us = server.cpu_us() - before
+    requests, duration_us, received, errors, p50, p99 = result
+    if any(result) and not requests and not errors and seconds < 5:
         # The machine is too slow, or the body too large, for this duration.
         return load(server, scenario, 4 * seconds, directory)
     if errors or not requests or received < requests * min_bytes:
-        raise Problem(f"{server.name}, {name}: {requests} responses, {errors} errors; output of wrk:\n{output}")
+        raise Problem(f"{server.name}, {name}: {requests} responses, {errors} errors; output:\n{output}")
     return {"cpu": cpu_us / requests, "rate": requests / duration_us * 1e6, "p50": p50 / 1000, "p99": p99 / 1000,
             "peak": server.memory_kb("VmHWM") / 1024, "busy": cpu_us / duration_us * 100}
 
@@ -188,6 +220,16 @@ def idle(server):
         for _ in range(IDLE):
             stack.enter_context(open_connection())
         return before, server.memory_kb("VmRSS")
+
+
+def build_pingora():
+    """Builds the peer on pingora outside the source tree, and returns its path."""
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"), "wecom-proxy-bench", "pingora")
+    manifest = REPOSITORY / "bench" / "pingora" / "Cargo.toml"
+    program("cmake"), program("g++")
+    subprocess.run([program("cargo"), "build", "--release", "--locked", "--manifest-path", manifest],
+                   env={**os.environ, "CARGO_TARGET_DIR": str(cache)}, check=True)
+    return cache / "release" / "pingora-inject"
 
 
 def choose_cpus():
@@ -217,19 +259,19 @@ def warn_unless_idle():
 def print_tables(names, at_rest, runs):
     """Prints Markdown tables. A number is the median of the rounds, a ratio the median of the ratios within a round."""
     def ratio(scenario, name, other):
-        if (scenario, other) not in runs:
-            return "–"
         pairs = zip(runs[scenario, name], runs[scenario, other])
         return f"{statistics.median(mine['cpu'] / theirs['cpu'] for mine, theirs in pairs):.2f}"
 
-    print("| | | CPU µs a request | ÷ nginx | ÷ HAProxy | requests/s | CPU busy | p50 ms | p99 ms | peak MB |")
-    print("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
+    references = [name for name in ("nginx", "HAProxy", "pingora") if name in names]
+    columns = ["CPU µs a request", *(f"÷ {name}" for name in references), "requests/s", "CPU busy", "p50 ms", "p99 ms", "peak MB"]
+    print(f"| | | {' | '.join(columns)} |")
+    print("|---|---|" + "--:|" * len(columns))
     for scenario, *_ in SCENARIOS:
-        for name in names:
+        for name in (name for name in names if (scenario, name) in runs):
             of = {key: statistics.median(run[key] for run in runs[scenario, name]) for key in runs[scenario, name][0]}
             digits = 1 if of["cpu"] < 1000 else 0
-            print(f"| {scenario} | {name} | {of['cpu']:,.{digits}f} | {ratio(scenario, name, 'nginx')} "
-                  f"| {ratio(scenario, name, 'HAProxy')} | {of['rate']:,.0f} | {of['busy']:.0f}% "
+            ratios = " | ".join(ratio(scenario, name, other) for other in references)
+            print(f"| {scenario} | {name} | {of['cpu']:,.{digits}f} | {ratios} | {of['rate']:,.0f} | {of['busy']:.0f}% "
                   f"| {of['p50']:.2f} | {of['p99']:.2f} | {of['peak']:.1f} |")
     print(f"\n| | resident MB at rest | with {IDLE:,} idle connections | KB each |")
     print("|---|--:|--:|--:|")
@@ -241,21 +283,25 @@ def print_tables(names, at_rest, runs):
 def measure(options, directory, binary):
     proxy_cpu, load_cpu = choose_cpus()
     warn_unless_idle()
-    # Child processes inherit it: wrk and the stand-in share this CPU.
+    # Child processes inherit it: the load generator and the stand-in share this CPU.
     os.sched_setaffinity(0, {load_cpu})
-    kinds = {"nginx": nginx_inject}
+    # Before version 1.25, a port of nginx in clear text serves one version of HTTP.
+    wecom, nginx_http2, *ports = free_ports(8)
+    kinds = {"nginx": functools.partial(nginx_inject, http2_port=nginx_http2)}
     if find("haproxy"):
         kinds["HAProxy"] = haproxy
     if all(module.exists() for module in LUA_MODULES):
-        kinds["nginx + Lua, whole job"] = nginx_lua
-    missing = {"HAProxy": "haproxy", "nginx + Lua, whole job": "libnginx-mod-http-lua"}
+        kinds[LUA] = nginx_lua
+    missing = {"HAProxy": "haproxy", LUA: "libnginx-mod-http-lua"}
     for package in (package for name, package in missing.items() if name not in kinds):
         print(f"Not compared, because it is missing: apt install {package}", file=sys.stderr)
+    if options.pingora:
+        kinds["pingora"] = pingora(build_pingora())
     kinds["wecom-proxy"] = wecom_proxy(binary, "false")
     kinds["wecom-proxy, access log"] = wecom_proxy(binary, "true")
-    wecom, *ports = free_ports(1 + len(kinds))
     server = lambda name, port, command, cpu: Server(name, port, command, cpu, directory / f"{port}.log")
     peers = [server(name, port, kind(directory, port, wecom), proxy_cpu) for (name, kind), port in zip(kinds.items(), ports)]
+    peers[0].http2_port = nginx_http2
     with server("the stand-in for WeCom", wecom, stand_in(directory, wecom), load_cpu), contextlib.ExitStack() as running:
         at_rest = {}
         for peer in peers:
@@ -268,9 +314,11 @@ def measure(options, directory, binary):
         for nth in range(options.rounds):
             print(f"round {nth + 1} of {options.rounds}", file=sys.stderr, flush=True)
             for scenario in SCENARIOS:
+                # Lua's subrequests do not work over HTTP/2.
+                compared = [peer for peer in peers if (scenario[0], peer.name) != (HTTP2, LUA)]
                 # Compared runs are adjacent in time, and the first peer rotates.
-                for at in range(len(peers)):
-                    peer = peers[(at + nth) % len(peers)]
+                for at in range(len(compared)):
+                    peer = compared[(at + nth) % len(compared)]
                     run = load(peer, scenario, options.seconds, directory)
                     runs.setdefault((scenario[0], peer.name), []).append(run)
     print_tables(list(kinds), at_rest, runs)
@@ -281,6 +329,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.7, help="of each run")
     parser.add_argument("--smoke", action="store_true", help="one short round, to test that it works")
+    parser.add_argument("--pingora", action="store_true", help="also build and compare a small proxy on pingora")
     parser.add_argument("--program", type=pathlib.Path, help="path of a built wecom-proxy")
     options = parser.parse_args()
     if options.smoke:
@@ -296,7 +345,7 @@ def main():
     for number in ends:
         signal.signal(number, end)
 
-    program("wrk"), program("nginx")
+    program("wrk"), program("h2load", "nghttp2-client"), program("nginx")
     if not pathlib.Path("/proc/self/schedstat").exists():
         raise Problem("no /proc/PID/schedstat: this kernel does not count CPU time there")
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

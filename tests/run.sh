@@ -60,8 +60,9 @@ has ip || install iproute2
 { has unshare && has nsenter; } || install util-linux
 # Clock offsets.
 has faketime || install faketime
-# The load generator and the peers of bench/run.py. Debian installs servers in sbin, which may not be in PATH.
+# The load generators and the peers of bench/run.py. Debian installs servers in sbin, which may not be in PATH.
 has wrk || install wrk
+has h2load || install nghttp2-client
 { has nginx || [ -x /usr/sbin/nginx ]; } || install nginx
 { has haproxy || [ -x /usr/sbin/haproxy ]; } || install haproxy
 [ -e /usr/lib/nginx/modules/ngx_http_lua_module.so ] || install libnginx-mod-http-lua

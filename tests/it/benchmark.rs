@@ -33,10 +33,20 @@ async fn benchmark_runs_with_every_peer() {
     let output = run(smoke_command(&dir)).await;
     assert_eq!(output.status, 0, "{}", output.err);
     assert!(!output.err.contains("Not compared"), "{}; `sh tests/run.sh` installs it", output.err);
-    let peers = ["nginx", "HAProxy", "nginx + Lua, whole job", "wecom-proxy", "wecom-proxy, access log"];
-    for peer in peers {
+    let rows = [
+        ("nginx", 8),
+        ("HAProxy", 8),
+        ("nginx + Lua, whole job", 7),
+        ("wecom-proxy", 8),
+        ("wecom-proxy, access log", 8),
+    ];
+    for (peer, expected) in rows {
         let rows = output.out.lines().filter(|line| line.contains(&format!("| {peer} |"))).count();
-        assert_eq!(rows, 7, "{peer}: six scenarios and idle connections\n{}", output.out);
+        assert_eq!(
+            rows, expected,
+            "{peer}: seven scenarios, Lua without HTTP/2, and idle connections\n{}",
+            output.out
+        );
     }
     assert_nothing_left(dir.path());
 }
