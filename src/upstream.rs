@@ -23,6 +23,7 @@ mod route;
 mod settings;
 mod suspects;
 pub mod tcp;
+mod trust;
 
 use std::{
     future::poll_fn,
@@ -40,10 +41,11 @@ use tokio::time::Instant;
 
 pub use self::{
     connect_error::ConnectError,
-    connector::{Connector, root_cause},
+    connector::{Connector, root_cause, send_http1},
     error::{Delivery, UpstreamError, UpstreamErrorKind},
     fetch::Fetched,
-    settings::{Settings, UpstreamSetupError, built_in_trust, ca_file_trust},
+    settings::Settings,
+    trust::{UpstreamSetupError, client_tls, read_certificates, read_pem},
 };
 use self::{
     egress_proxies::TriedProxies,

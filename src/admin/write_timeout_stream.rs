@@ -1,4 +1,8 @@
-//! A connection's stream that records its transfers and bounds a stalled write.
+//! A stream that records its connection's transfers and bounds a stalled write.
+//!
+//! Only hyper's connections need it. The server's own connections (`server/http1`, `server/http2`) and the upstream's hold
+//! the same [`Deadline`] beside a plain stream: their timeout changes with the first authorized request, and a request that
+//! waits for its client must not count. All clients bound a whole exchange instead.
 
 use std::{
     io,

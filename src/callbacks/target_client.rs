@@ -1,6 +1,6 @@
 //! The HTTP client of one target, over TCP, TLS or a unix socket.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, StatusCode};
@@ -15,7 +15,7 @@ use crate::{
     config::{self, TargetAddress, TargetUrl},
     format_text,
     text::{Text, TextError},
-    upstream::{Connector, built_in_trust, ca_file_trust, root_cause},
+    upstream::{Connector, client_tls, root_cause},
 };
 
 /// Shorter than the keep-alive time of most servers.
@@ -93,11 +93,8 @@ fn connector(url: &TargetUrl) -> io::Result<Connector> {
         TargetAddress::Tcp { tls, host, port } => (*tls, host, *port),
     };
     let error = |text| io::Error::other(TextError(text));
-    let tls = match &url.ca_file {
-        _ if !tls => None,
-        None => Some(Arc::new(built_in_trust().map_err(io::Error::other)?)),
-        Some(path) => Some(ca_file_trust(path, "to.ca_file").map_err(|reason| error(reason.text()))?),
-    };
+    let tls = tls.then(|| client_tls(url.ca_file.as_deref(), "to.ca_file")).transpose();
+    let tls = tls.map_err(|reason| error(reason.text()))?;
     Connector::tcp(host, port, tls).map_err(|_| {
         error(format_text!("{host:?} is not a valid TLS server name", "{host:?} 不是有效的 TLS 服务器名"))
     })

@@ -2,13 +2,12 @@
 
 mod endpoint;
 
-use std::{future::Future, io, path::Path, sync::Arc, time::Duration};
+use std::{future::Future, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
 use serde_json::Value;
 use tokio::{
@@ -21,8 +20,13 @@ pub use self::endpoint::AdminLocation;
 use self::endpoint::{ListenerEndpoint, ListenerTransport};
 use super::{CliError, style::visible};
 use crate::{
-    config::Address, format_text, http1::io::Stream, secret::Masked, text, text::Text, upstream,
-    upstream::UpstreamSetupError,
+    config::Address,
+    format_text,
+    http1::io::Stream,
+    secret::Masked,
+    text,
+    text::Text,
+    upstream::{client_tls, send_http1},
 };
 
 /// Bounds connecting.
@@ -84,21 +88,6 @@ fn authorization(key: &Masked) -> Result<HeaderValue, CliError> {
     Ok(value)
 }
 
-/// The TLS settings of a client that trusts these authorities, else the public ones.
-fn trust(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, CliError> {
-    match ca_file {
-        None => upstream::built_in_trust().map(Arc::new).map_err(CliError::foreign),
-        Some(path) => upstream::ca_file_trust(path, "--admin-ca").map_err(|error| {
-            let reason = match error {
-                UpstreamSetupError::CaFile { message, .. } => message,
-                other => Text::of(&other),
-            };
-            let path = path.display();
-            CliError::config(format_text!("--admin-ca: {path}: {}", "--admin-ca：{path}：{}", reason))
-        }),
-    }
-}
-
 /// Several mistakes are a line each.
 fn visible_lines(text: &str) -> String {
     text.lines().map(visible).collect::<Vec<_>>().join("\n")
@@ -141,10 +130,7 @@ fn response_error(status: StatusCode, body: &Value) -> CliError {
             format_text!("{}; the proxy tries again in {seconds} s", "{}；代理将在 {seconds} 秒后重试", text);
     }
     let text = format_text!("{} ({})", "{}（{}）", text, status.as_u16());
-    match status.is_client_error() {
-        true => CliError::config(text),
-        false => CliError::other(text),
-    }
+    if status.is_client_error() { CliError::config(text) } else { CliError::other(text) }
 }
 
 impl ListenerClient {
@@ -152,7 +138,10 @@ impl ListenerClient {
     pub(super) fn admin(location: AdminLocation<'_>) -> Result<Self, CliError> {
         let endpoint = ListenerEndpoint::find(location)?;
         let trust = match &endpoint.transport {
-            ListenerTransport::Tcp { tls: true, ca_file, .. } => Some(trust(ca_file.as_deref())?),
+            ListenerTransport::Tcp { tls: true, ca_file, .. } => {
+                let tls = client_tls(ca_file.as_deref(), "--admin-ca");
+                Some(tls.map_err(|error| CliError::config(error.text()))?)
+            }
             _ => None,
         };
         Ok(Self { endpoint, trust, key: key_from_env() })
@@ -234,11 +223,7 @@ impl ListenerClient {
         let connected = timeout(CONNECT_TIMEOUT, self.connect()).await;
         let connected = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         let stream = connected.map_err(|error| self.unreachable(&error))?;
-        let broken = |error: hyper::Error| self.broken(&error);
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        tokio::spawn(connection);
-        sender.send_request(request).await.map_err(broken)
+        send_http1(stream, request).await.map_err(|error| self.broken(&error))
     }
 
     async fn connect(&self) -> io::Result<Stream> {

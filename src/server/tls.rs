@@ -1,7 +1,6 @@
 //! TLS settings of the listeners (`server.tls`): certificate, key, and which client certificates are required.
 
 use std::{
-    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -13,13 +12,13 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     server::{ParsedCertificate, WebPkiClientVerifier, danger::ClientCertVerifier},
 };
-use zeroize::Zeroizing;
 
 use super::certificate_expiry;
 use crate::{
-    config::{NotUtf8, ServerTlsConfig, decode_utf8},
+    config::ServerTlsConfig,
     display_text, format_text, text,
     text::Text,
+    upstream::{read_certificates, read_pem},
 };
 
 /// Error in `server.tls`, with the file that causes it.
@@ -93,7 +92,7 @@ pub(super) fn accepts_client(tls: Option<&TlsTermination>, chain: Option<&[Certi
 /// Reads the files and builds the handshake's configuration.
 pub fn load_termination(tls: &ServerTlsConfig) -> Result<Arc<TlsTermination>, TlsError> {
     let tls_error = |path: &Path, message: Text| TlsError { path: path.to_owned(), message };
-    let chain = load_certificates(&tls.cert)?;
+    let chain = read_certificates(&tls.cert).map_err(|message| tls_error(&tls.cert, message))?;
     let has_alt_name = chain.first().is_some_and(has_alt_name);
     let expires_at = chain.first().and_then(|certificate| certificate_expiry::not_after(certificate));
     let key = load_key(&tls.key).map_err(|message| tls_error(&tls.key, message))?;
@@ -131,18 +130,9 @@ fn unusable_certificate(error: &rustls::Error) -> Text {
     }
 }
 
-fn unreadable(error: &io::Error) -> Text {
-    format_text!("cannot read: {}", "无法读取：{}", error)
-}
-
-fn not_utf8(error: NotUtf8) -> Text {
-    format_text!("line {}: {}", "第 {} 行：{}", error.line, error.message())
-}
-
 /// Reads the private key. The error is a message without anything of the file.
 fn load_key(path: &Path) -> Result<PrivateKeyDer<'static>, Text> {
-    let bytes = Zeroizing::new(fs::read(path).map_err(|error| unreadable(&error))?);
-    let text = decode_utf8(&bytes).map_err(not_utf8)?;
+    let text = read_pem(path)?;
     PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|_| match text.contains("ENCRYPTED") {
         true => text!(
             "the private key is protected by a passphrase; remove it with: openssl pkey -in KEY -out NEW_KEY",
@@ -170,7 +160,7 @@ fn has_alt_name(certificate: &CertificateDer<'_>) -> bool {
 
 fn load_client_auth(path: &Path, provider: Arc<CryptoProvider>) -> Result<ClientAuth, TlsError> {
     let tls_error = |message: Text| TlsError { path: path.to_owned(), message };
-    let (roots, mut store) = (load_certificates(path)?, RootCertStore::empty());
+    let (roots, mut store) = (read_certificates(path).map_err(tls_error)?, RootCertStore::empty());
     for root in &roots {
         store.add(root.clone()).map_err(|error| tls_error(unusable_certificate(&error)))?;
     }
@@ -178,22 +168,6 @@ fn load_client_auth(path: &Path, provider: Arc<CryptoProvider>) -> Result<Client
         .build()
         .map_err(|error| tls_error(format_text!("{error}", "不可用：{error}")))?;
     Ok(ClientAuth { roots, verifier })
-}
-
-fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let tls_error = |message: Text| TlsError { path: path.to_owned(), message };
-    let bytes = fs::read(path).map_err(|error| tls_error(unreadable(&error)))?;
-    let text = decode_utf8(&bytes).map_err(|error| tls_error(not_utf8(error)))?;
-    let certificates = CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>();
-    let certificates =
-        certificates.map_err(|error| tls_error(format_text!("{error}", "不是有效的 PEM：{error}")))?;
-    if certificates.is_empty() {
-        return Err(tls_error(text!(
-            "no certificate found, expected PEM (BEGIN CERTIFICATE)",
-            "没有找到证书，应为 PEM 格式（BEGIN CERTIFICATE）"
-        )));
-    }
-    Ok(certificates)
 }
 
 #[cfg(test)]

@@ -1,4 +1,7 @@
 //! Opens connections to a single server, a cluster, or the primary that sentinels name.
+//!
+//! The Redis client takes only certificates and makes its TLS settings itself, so those of `upstream/trust.rs` cannot be
+//! used; TLS versions, built-in authorities and key log are the same.
 
 use std::{fs, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 

@@ -3,22 +3,42 @@
 use std::sync::Arc;
 
 use rustls::{
-    CertificateError, DigitallySignedStruct, Error, SignatureScheme,
+    CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
     client::{
         WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_name,
     },
+    crypto::CryptoProvider,
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::ParsedCertificate,
 };
+
+use crate::{format_text, text::Text};
 
 /// Accepts chains to a listed authority, and a listed certificate itself: `openssl req -x509` makes one certificate
 /// that is both authority and server, which webpki rejects as an end entity.
 #[derive(Debug)]
 pub(super) struct CaFileVerifier {
-    pub(super) webpki_verifier: Arc<WebPkiServerVerifier>,
+    webpki_verifier: Arc<WebPkiServerVerifier>,
     pub(super) listed_certificates: Vec<CertificateDer<'static>>,
+}
+
+impl CaFileVerifier {
+    /// Accepts these certificates and those signed by them.
+    pub(super) fn new(
+        listed_certificates: Vec<CertificateDer<'static>>,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<Self, Text> {
+        let unusable = |error: &dyn std::fmt::Display| format_text!("{error}", "证书不可用：{error}");
+        let mut roots = RootCertStore::empty();
+        for certificate in &listed_certificates {
+            roots.add(certificate.clone()).map_err(|error| unusable(&error))?;
+        }
+        let authorities = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build();
+        let webpki_verifier = authorities.map_err(|error| unusable(&error))?;
+        Ok(Self { webpki_verifier, listed_certificates })
+    }
 }
 
 impl ServerCertVerifier for CaFileVerifier {

@@ -1,8 +1,12 @@
 //! Connects HTTP clients other than the proxy's own to one address, over TCP, TLS or a unix socket.
 
-use std::{future::Future, io, path::PathBuf, pin::Pin, sync::Arc, task, time::Duration};
+use std::{error::Error, future::Future, io, path::PathBuf, pin::Pin, sync::Arc, task, time::Duration};
 
-use http::Uri;
+use http::{Request, Response, Uri};
+use hyper::{
+    body::{Body, Incoming},
+    client::conn::http1,
+};
 use hyper_util::{
     client::legacy::connect::{Connected, Connection},
     rt::TokioIo,
@@ -72,8 +76,18 @@ fn tls_error(error: io::Error) -> io::Error {
     io::Error::other(TextError(format_text!("TLS handshake failed: {}", "TLS 握手失败：{}", error)))
 }
 
+/// Sends one request of HTTP/1 on a connection of its own, which ends with the response. Errors: hyper's.
+pub async fn send_http1<B>(stream: Stream, request: Request<B>) -> hyper::Result<Response<Incoming>>
+where
+    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+{
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    sender.send_request(request).await
+}
+
 /// The innermost cause of a client's error: the outer ones only say that connecting failed.
-pub fn root_cause(error: &dyn std::error::Error) -> String {
+pub fn root_cause(error: &dyn Error) -> String {
     let mut cause = error;
     while let Some(inner) = cause.source() {
         cause = inner;

@@ -1,6 +1,6 @@
 //! The client of the OTLP collector: HTTP with protobuf or gRPC, on one reused connection.
 
-use std::{fmt, path::Path, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
@@ -9,7 +9,6 @@ use hyper::body::Incoming;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message;
-use rustls::ClientConfig;
 use tokio::time::timeout;
 
 use crate::{
@@ -17,7 +16,7 @@ use crate::{
     display_text, format_text,
     secret::Masked,
     text::Text,
-    upstream::{Connector, UpstreamSetupError, built_in_trust, ca_file_trust, root_cause},
+    upstream::{Connector, UpstreamSetupError, client_tls, root_cause},
 };
 
 /// Bounds one export, connect included.
@@ -36,8 +35,6 @@ pub enum CollectorError {
     InvalidHost(String),
     /// The certificates cannot be read.
     Certificate(#[from] UpstreamSetupError),
-    /// rustls refused the cryptographic provider's defaults.
-    Tls(#[from] rustls::Error),
 }
 
 display_text!(CollectorError);
@@ -55,7 +52,6 @@ impl CollectorError {
                 "用于校验 OpenTelemetry 收集器的证书不可用：{}",
                 error
             ),
-            Self::Tls(error) => format_text!("TLS cannot be set up: {error}", "无法设置 TLS：{error}"),
         }
     }
 }
@@ -106,7 +102,12 @@ impl Collector {
         TracesConfig { collector: otlp, headers, ca_file, .. }: &TracesConfig,
     ) -> Result<Self, CollectorError> {
         let OtlpConfig { tls, host, port, grpc, .. } = otlp;
-        let tls = tls.then(|| tls_config(*grpc, ca_file.as_deref()).map(Arc::new)).transpose()?;
+        let client_tls = || client_tls(ca_file.as_deref(), "OTEL_EXPORTER_OTLP_CERTIFICATE");
+        let mut tls = tls.then(client_tls).transpose()?;
+        if let Some(tls) = &mut tls {
+            let protocol: &[u8] = if *grpc { b"h2" } else { b"http/1.1" };
+            Arc::make_mut(tls).alpn_protocols = vec![protocol.to_vec()];
+        }
         let invalid = |_| CollectorError::InvalidHost(host.clone());
         let connector = Connector::tcp(host, *port, tls).map_err(invalid)?;
         let client = unconnected_client(&connector, *grpc);
@@ -188,15 +189,6 @@ impl Collector {
 fn unconnected_client(connector: &Connector, grpc: bool) -> Client<Connector, Full<Bytes>> {
     let mut builder = Client::builder(TokioExecutor::new());
     builder.http2_only(grpc).pool_max_idle_per_host(1).build(connector.clone())
-}
-
-fn tls_config(grpc: bool, ca_file: Option<&Path>) -> Result<ClientConfig, CollectorError> {
-    let mut config = match ca_file {
-        None => built_in_trust()?,
-        Some(path) => Arc::unwrap_or_clone(ca_file_trust(path, "OTEL_EXPORTER_OTLP_CERTIFICATE")?),
-    };
-    config.alpn_protocols = vec![if grpc { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
-    Ok(config)
 }
 
 /// A gRPC message: compression flag 0, length, content.
