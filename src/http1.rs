@@ -2,6 +2,8 @@
 
 pub mod framing; // where a message body ends
 
+pub mod head; // which message heads are accepted
+
 pub mod headers; // headers, and which of them are hop-by-hop
 
 pub mod write_buf; // write buffer of a connection

@@ -54,7 +54,7 @@ pub use self::{
     listener::{BoundListener, Inherited, InheritedError, Listener},
 };
 use crate::{
-    http1::{headers::MAX_HEAD_BYTES, io::Stream},
+    http1::{head::MAX_HEAD_BYTES, io::Stream},
     proxy::Proxy,
     time::log_throttle::LogThrottle,
 };

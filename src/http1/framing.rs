@@ -163,11 +163,6 @@ impl Framing {
     }
 }
 
-/// Whether a line of a head ends in a bare LF: some parsers take that for a line end and others do not.
-pub fn has_bare_lf(head: &[u8]) -> bool {
-    memchr::memchr_iter(b'\n', head).any(|at| at == 0 || head[at - 1] != b'\r')
-}
-
 /// Whether the only transfer coding is `chunked`.
 fn is_chunked(headers: &Headers) -> Result<bool, FramingError> {
     let mut codings = headers.values(HeaderKind::TransferEncoding);

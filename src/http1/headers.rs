@@ -15,10 +15,11 @@ use http::{HeaderMap, HeaderName};
 
 use self::{content_length::ContentLength, credentials::HeaderCredentials, header_cache::EncodedHeaders};
 pub use self::{header_block::HeaderBlock, header_cache::HeaderCache, header_kind::HeaderKind};
-use crate::secret::{wipe, wipe_on_drop};
+use crate::{
+    http1::head::HeadSyntaxError,
+    secret::{wipe, wipe_on_drop},
+};
 
-/// Maximum bytes of a head, of a request or a response.
-pub const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// Maximum number of options in `Connection`. Each is compared with all headers: without a bound, one long line would
 /// cost milliseconds.
 const MAX_CONNECTION_OPTIONS: usize = 100;
@@ -133,18 +134,18 @@ impl ParsedHeaders {
 
     /// Takes the head of `length` bytes off its buffer. The text is copied: headers may live as long as a request
     /// waits, and must not keep the whole buffer.
-    pub fn consume(self, buffer: &mut BytesMut, length: usize) -> Headers {
+    pub fn consume(self, buffer: &mut BytesMut, length: usize) -> Result<Headers, HeadSyntaxError> {
         let text = Bytes::copy_from_slice(&buffer[self.start..length]);
         buffer.advance(length);
-        HeaderLines::new(text, self.lines).into()
+        HeaderLines::new(text, self.lines).accept()
     }
 
     /// The same for a head that may contain credentials: the copy is wiped when it is dropped, and the buffer at once.
-    pub fn consume_and_wipe(self, buffer: &mut BytesMut, length: usize) -> Headers {
+    pub fn consume_and_wipe(self, buffer: &mut BytesMut, length: usize) -> Result<Headers, HeadSyntaxError> {
         let text = wipe_on_drop(buffer[self.start..length].to_vec());
         wipe(&mut buffer[..length]);
         buffer.advance(length);
-        HeaderLines::new(text, self.lines).into()
+        HeaderLines::new(text, self.lines).accept()
     }
 }
 
@@ -236,12 +237,6 @@ impl Headers {
         self.lines.keep_alive
     }
 
-    /// Whether `Connection` lists more than [`MAX_CONNECTION_OPTIONS`] names, so that not all were applied: such a
-    /// message must not be forwarded.
-    pub fn has_too_many_connection_options(&self) -> bool {
-        self.lines.too_many_options
-    }
-
     /// The headers that are not hop-by-hop.
     pub fn end_to_end(&self) -> impl Iterator<Item = Header<'_>> {
         self.lines.entries.iter().filter(|line| line.is_end_to_end()).map(|line| self.header(line))
@@ -307,6 +302,11 @@ impl HeaderLines {
         let mut lines = Self { text, entries, kind_mask, ..Self::default() };
         lines.apply_connection_options();
         lines
+    }
+
+    /// Refuses a list in `Connection` of which not all was applied: such a message must not be forwarded.
+    fn accept(self) -> Result<Headers, HeadSyntaxError> {
+        if self.too_many_options { Err(HeadSyntaxError::TooManyConnectionOptions) } else { Ok(self.into()) }
     }
 
     /// Applies the options of `Connection`, and marks the headers that it lists.

@@ -1,7 +1,5 @@
-//! HTTP/1.1 heads: writes a request's, parses a response's.
-//!
-//! Its parse functions resemble those of `server/http1/head.rs`, but slots, errors, wiping and first lines differ: sharing
-//! more than `http1::headers` has takes 20 code lines more.
+//! HTTP/1.1 heads: writes a request's, parses a response's. What both share of heads is in `http1`; the first line and
+//! the errors differ from a request's.
 
 use std::{mem::MaybeUninit, time::Duration};
 
@@ -9,12 +7,13 @@ use bytes::{Buf, BufMut, BytesMut};
 use http::StatusCode;
 
 use super::{BodyLength, Settings, UpstreamErrorKind, UpstreamRequest};
-use crate::http1::{
-    framing::has_bare_lf,
-    headers::{HeaderCache, HeaderKind, Headers, MAX_HEAD_BYTES, ParsedHeaders},
+use crate::{
+    http1::{
+        head::{HeadSyntaxError, has_bare_lf, head_length},
+        headers::{HeaderCache, HeaderKind, Headers, ParsedHeaders},
+    },
+    text,
 };
-
-use crate::text;
 
 /// Status line of nearly every response.
 const COMMON_STATUS_LINE: &[u8] = b"HTTP/1.1 200 OK\r\n";
@@ -71,46 +70,30 @@ pub fn parse_response_head(
         buffer,
         &mut header_slots,
     );
-    let length = match parsed {
-        Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD_BYTES => length,
-        Ok(httparse::Status::Partial) if buffer.len() < MAX_HEAD_BYTES => return Ok(None),
-        Ok(_) => {
-            return Err(UpstreamErrorKind::InvalidHead(
-                const { &text!("response head over 64 KiB", "响应头超过 64 KiB") },
-            ));
-        }
-        Err(httparse::Error::TooManyHeaders) => {
-            return Err(UpstreamErrorKind::InvalidHead(
-                const { &text!("more than 128 headers in the response", "响应头超过 128 个") },
-            ));
-        }
-        Err(_) => {
-            return Err(UpstreamErrorKind::InvalidHead(
-                const { &text!("malformed response head", "响应头格式错误") },
-            ));
-        }
-    };
-    if has_bare_lf(&buffer[..length]) {
-        return Err(UpstreamErrorKind::InvalidHead(
-            const { &text!("bare LF in the response head", "响应头中有单独的 LF") },
-        ));
-    }
+    let Some(length) = head_length(parsed, buffer).map_err(invalid_head)? else { return Ok(None) };
     let parsed_status = status_and_version(&response)?;
     let headers = ParsedHeaders::new(&buffer[..length], response.headers).consume(buffer, length);
-    if headers.has_too_many_connection_options() {
-        return Err(UpstreamErrorKind::InvalidHead(
-            const { &text!("Connection lists more than 100 options", "Connection 列出的选项超过 100 个") },
-        ));
-    }
+    let headers = headers.map_err(invalid_head)?;
     Ok(Some(ResponseHead::new(parsed_status, header_cache.insert(headers))))
+}
+
+fn invalid_head(error: HeadSyntaxError) -> UpstreamErrorKind {
+    UpstreamErrorKind::InvalidHead(match error {
+        HeadSyntaxError::Parser(httparse::Error::TooManyHeaders) => {
+            const { &text!("more than 128 headers in the response", "响应头超过 128 个") }
+        }
+        HeadSyntaxError::Parser(_) => const { &text!("malformed response head", "响应头格式错误") },
+        HeadSyntaxError::TooLarge => const { &text!("response head over 64 KiB", "响应头超过 64 KiB") },
+        HeadSyntaxError::BareLf => const { &text!("bare LF in the response head", "响应头中有单独的 LF") },
+        HeadSyntaxError::TooManyConnectionOptions => {
+            const { &text!("Connection lists more than 100 options", "Connection 列出的选项超过 100 个") }
+        }
+    })
 }
 
 /// Parses a head whose headers are cached. `None` also for a malformed one, which the full parser then reports.
 fn parse_cached_head(buffer: &mut BytesMut, header_cache: &mut HeaderCache) -> Option<ResponseHead> {
     let (first_line, headers, length) = header_cache.lookup_head(buffer)?;
-    if length > MAX_HEAD_BYTES {
-        return None;
-    }
     let parsed_status = if first_line == COMMON_STATUS_LINE {
         (StatusCode::OK, true)
     } else {

@@ -16,7 +16,10 @@ use super::{
     Header, HeaderKind, HeaderLine, HeaderLines, Headers, TextRange, content_length::ContentLength,
     credentials::HeaderCredentials, headers_start,
 };
-use crate::secret::{constant_time::constant_time_eq, vec_to_wipe, wipe, wipe_on_drop};
+use crate::{
+    http1::head::MAX_HEAD_BYTES,
+    secret::{constant_time::constant_time_eq, vec_to_wipe, wipe, wipe_on_drop},
+};
 
 /// Longest header block that is cached.
 const MAX_CACHED_BYTES: usize = 1024;
@@ -41,11 +44,13 @@ pub(super) struct EncodedHeaders {
 }
 
 impl HeaderCache {
-    /// Returns the first line of a message, the headers after it if they are cached, and the length of the head.
+    /// Returns the first line of a message, the headers after it if they are cached, and the length of the head. `None`
+    /// also for a head of more than [`MAX_HEAD_BYTES`].
     pub fn lookup_head<'a>(&mut self, message: &'a [u8]) -> Option<(&'a [u8], Headers, usize)> {
         let (first, rest) = message.split_at(headers_start(message)?);
         let (headers, end) = self.lookup(rest)?;
-        Some((first, headers, first.len() + end))
+        let length = first.len() + end;
+        (length <= MAX_HEAD_BYTES).then_some((first, headers, length))
     }
 
     /// Looks up the header block at the beginning of `text`. Returns also its length with the empty line.
@@ -283,7 +288,9 @@ mod tests {
         let mut slots = [httparse::EMPTY_HEADER; 16];
         let mut request = httparse::Request::new(&mut slots);
         let length = request.parse(&message).expect("a head").unwrap();
-        ParsedHeaders::new(&message[..length], request.headers).consume(&mut buffer, length)
+        ParsedHeaders::new(&message[..length], request.headers)
+            .consume(&mut buffer, length)
+            .unwrap_or_default()
     }
 
     fn pairs(headers: &Headers) -> Vec<(Vec<u8>, Vec<u8>)> {

@@ -1,8 +1,6 @@
 //! Parses HTTP/1 request heads. Strict about syntax; an ambiguous body framing is recorded in
 //! `RequestHead::framing`, and the proxy rejects it (`proxy/head_check.rs`).
-//!
-//! Its parse functions resemble those of `upstream/head.rs`, but slots, errors, wiping and first lines differ: sharing
-//! more than `http1::headers` has takes 20 code lines more.
+//! What both share of heads is in `http1`; the first line, its cache and the errors differ from a response's.
 
 use std::{borrow::Cow, mem::MaybeUninit};
 
@@ -11,8 +9,9 @@ use http::{Method, StatusCode, Version};
 
 use crate::{
     http1::{
-        framing::{Framing, FramingError, has_bare_lf},
-        headers::{HeaderCache, HeaderKind, Headers, MAX_HEAD_BYTES, ParsedHeaders},
+        framing::{Framing, FramingError},
+        head::{HeadSyntaxError, has_bare_lf, head_length},
+        headers::{HeaderCache, HeaderKind, Headers, ParsedHeaders},
     },
     proxy::{CONNECT_MESSAGE, RequestTarget, split_path_credential},
     secret::{Masked, constant_time::constant_time_eq, wipe},
@@ -147,34 +146,20 @@ pub fn parse(buffer: &mut BytesMut, cache: &mut RequestHeadCache) -> Result<Opti
     }
     let mut header_slots = [const { MaybeUninit::uninit() }; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut []);
-    let length = match request.parse_with_uninit_headers(buffer, &mut header_slots) {
-        Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD_BYTES => length,
-        Ok(httparse::Status::Partial) if buffer.len() < MAX_HEAD_BYTES => return Ok(None),
-        Ok(httparse::Status::Partial) if !buffer.contains(&b'\n') => {
-            let message = Cow::Borrowed("request target exceeds 64 KiB");
-            return Err(HeadError { status: StatusCode::URI_TOO_LONG, message });
-        }
-        Ok(_) => return Err(header_fields_too_large("request head exceeds 64 KiB")),
-        Err(error) => return Err(head_error(error, buffer)),
+    let parsed = request.parse_with_uninit_headers(buffer, &mut header_slots);
+    let Some(length) = head_length(parsed, buffer).map_err(|error| head_error(error, buffer))? else {
+        return Ok(None);
     };
-    if has_bare_lf(&buffer[..length]) {
-        return Err(bad_request("bare LF in the request head"));
-    }
     let request_line = build_request_line(&request)?;
     cache.insert(&request_line);
-    let headers = ParsedHeaders::new(&buffer[..length], request.headers).consume_and_wipe(buffer, length);
-    if headers.has_too_many_connection_options() {
-        return Err(header_fields_too_large("Connection lists more than 100 options"));
-    }
+    let headers = ParsedHeaders::new(&buffer[..length], request.headers);
+    let headers = headers.consume_and_wipe(buffer, length).map_err(|error| head_error(error, &[]))?;
     Ok(Some(RequestHead::new(request_line, cache.headers.insert(headers))))
 }
 
 /// Takes a head with cached headers off the buffer. `None` leaves the head, and any error in it, to [`parse`].
 fn parse_cached(buffer: &mut BytesMut, cache: &mut RequestHeadCache) -> Option<RequestHead> {
     let (first_line, headers, length) = cache.headers.lookup_head(buffer)?;
-    if length > MAX_HEAD_BYTES {
-        return None;
-    }
     let request_line = match cache.lookup(first_line) {
         Some(request_line) => request_line,
         None => {
@@ -236,8 +221,23 @@ fn authority_start(target: &str) -> Option<usize> {
     ["http://", "https://"].iter().find(|scheme| starts_with(scheme)).map(|scheme| scheme.len())
 }
 
-/// Maps a parser error to the response.
-fn head_error(error: httparse::Error, head: &[u8]) -> HeadError {
+/// Maps an error to the response.
+fn head_error(error: HeadSyntaxError, head: &[u8]) -> HeadError {
+    match error {
+        HeadSyntaxError::Parser(error) => parser_error(error, head),
+        HeadSyntaxError::TooLarge if !head.contains(&b'\n') => {
+            let message = Cow::Borrowed("request target exceeds 64 KiB");
+            HeadError { status: StatusCode::URI_TOO_LONG, message }
+        }
+        HeadSyntaxError::TooLarge => header_fields_too_large("request head exceeds 64 KiB"),
+        HeadSyntaxError::BareLf => bad_request("bare LF in the request head"),
+        HeadSyntaxError::TooManyConnectionOptions => {
+            header_fields_too_large("Connection lists more than 100 options")
+        }
+    }
+}
+
+fn parser_error(error: httparse::Error, head: &[u8]) -> HeadError {
     use httparse::Error;
     if head.starts_with(TLS_HANDSHAKE) {
         return bad_request("TLS on a port without TLS: begin the URL with http://, or set server.tls");
