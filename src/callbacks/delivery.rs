@@ -16,7 +16,11 @@ use super::{
     queue::{CallbackQueue, MAX_FETCHED, PendingEvent},
     target::{Target, TargetSettings},
 };
-use crate::{secret::random_fraction, state::WriteError, time::clock};
+use crate::{
+    secret::random_fraction,
+    state::WriteError,
+    time::{backoff::BackoffRange, clock},
+};
 
 /// Messages that are sent to a target at the same time.
 const MAX_IN_FLIGHT: usize = 16;
@@ -25,16 +29,17 @@ const MAX_OUTCOMES: usize = 128;
 /// After this many failures in a row the target counts as down: one attempt at a time is made, with pauses, so that a long
 /// queue does not wear out the disk. The first success ends this.
 const MAX_FAILURES_IN_A_ROW: u32 = 2 * MAX_IN_FLIGHT as u32;
-/// The longest pause of a target that is down.
-const MAX_PAUSE: Duration = Duration::from_secs(10);
+/// The pauses of a target that is down.
+const PAUSE_RANGE: BackoffRange = BackoffRange { min: Duration::from_secs(1), max: Duration::from_secs(10) };
 /// Bounds an attempt.
 pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
 /// How often the state is looked at for messages that another process accepted.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How long before the deadline the last attempt is due.
 const LAST_ATTEMPT_MILLIS: u64 = 500;
-const MIN_BACKOFF: Duration = Duration::from_secs(1);
-const MAX_BACKOFF: Duration = Duration::from_secs(600);
+/// The delays before a message is sent again.
+const BACKOFF_RANGE: BackoffRange =
+    BackoffRange { min: Duration::from_secs(1), max: Duration::from_secs(600) };
 
 /// Delivers to one target while this process holds the lease.
 pub(super) struct TargetDelivery {
@@ -134,7 +139,7 @@ impl TargetDelivery {
             Err(_) => {
                 self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
                 if let Some(beyond) = self.failures_in_a_row.checked_sub(MAX_FAILURES_IN_A_ROW) {
-                    let pause = MIN_BACKOFF.saturating_mul(1 << beyond.min(8)).min(MAX_PAUSE);
+                    let pause = PAUSE_RANGE.delay(beyond);
                     self.paused_until = Some(Instant::now() + pause);
                 }
             }
@@ -233,7 +238,7 @@ impl EndedAttempt {
         if let Err(error) = stored {
             tracing::warn!(callback = target.callback, target = target.name, %error, "callback queue not updated");
             // The message is still in the queue, and would be sent again at once.
-            sleep(MIN_BACKOFF).await;
+            sleep(PAUSE_RANGE.min).await;
         }
         claim
     }
@@ -262,7 +267,7 @@ pub(super) async fn finish(
     let head = &mut pending.event.head;
     head.attempts = head.attempts.saturating_add(1);
     // The last attempt is made right before the deadline.
-    head.due = (now + backoff(head.attempts, random_fraction()))
+    head.due = (now + backoff_millis(head.attempts, random_fraction()))
         .min(head.deadline.saturating_sub(LAST_ATTEMPT_MILLIS));
     if head.due <= now {
         target.counts.count(DeliveryResult::Dead);
@@ -290,11 +295,10 @@ pub(super) async fn finish(
     queue.retry(callback, name, is_ordered, pending, note).await
 }
 
-/// Milliseconds until the attempt that follows the nth one: doubled each time, and up to half as much more.
-fn backoff(attempts: u32, fraction: f64) -> u64 {
-    let doubled = MIN_BACKOFF.saturating_mul(1 << attempts.saturating_sub(1).min(16));
-    let jittered = doubled.min(MAX_BACKOFF).mul_f64(1.0 + fraction / 2.0);
-    u64::try_from(jittered.min(MAX_BACKOFF).as_millis()).unwrap_or(u64::MAX)
+/// Milliseconds until the attempt that follows the nth one.
+fn backoff_millis(attempts: u32, fraction: f64) -> u64 {
+    let delay = BACKOFF_RANGE.jittered(attempts.saturating_sub(1), fraction);
+    u64::try_from(delay.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -343,9 +347,7 @@ mod tests {
 
     #[test]
     fn backoff_grows_from_a_second_to_ten_minutes() {
-        let delays: Vec<_> = (1..=12).map(|attempts| backoff(attempts, 0.0)).collect();
-        assert_eq!(delays[..4], [1000, 2000, 4000, 8000]);
-        assert!(delays.is_sorted() && delays[11] == 600_000, "{delays:?}");
-        assert_eq!((backoff(1, 1.0), backoff(u32::MAX, 1.0)), (1500, 600_000));
+        assert_eq!((backoff_millis(1, 0.0), backoff_millis(2, 1.0)), (1000, 2400));
+        assert_eq!(backoff_millis(u32::MAX, 1.0), 600_000);
     }
 }

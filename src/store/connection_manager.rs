@@ -23,6 +23,7 @@ use super::{
     notification::StoreEvent,
     script::{SCRIPT_COUNT, SCRIPT_TEXTS, ScriptCall},
 };
+use crate::{secret::random_fraction, time::backoff::BackoffRange};
 
 /// The reason before the first attempt has ended.
 const NOT_CONNECTED_YET: &str = "not connected yet";
@@ -31,8 +32,9 @@ const NOT_CONNECTED_YET: &str = "not connected yet";
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time between two probes of a connection.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
-/// Shortest and longest wait between two connection attempts.
-const RECONNECT_BACKOFF_RANGE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// The waits between two connection attempts.
+const RECONNECT_BACKOFF_RANGE: BackoffRange =
+    BackoffRange { min: Duration::from_millis(100), max: Duration::from_secs(2) };
 /// A connection that lived shorter than this does not reset the reconnect backoff.
 const MIN_STABLE_INTERVAL: Duration = Duration::from_secs(10);
 /// TTL of the keys that a probe writes.
@@ -187,17 +189,20 @@ fn timeout_error() -> RedisError {
 
 /// Reconnects and probes until the manager is dropped.
 async fn maintain_connection(manager: Weak<ConnectionManager>) {
-    let (mut backoff, mut connected_at) = (RECONNECT_BACKOFF_RANGE.0, None::<Instant>);
+    let (mut failures, mut connected_at) = (0_u32, None::<Instant>);
+    let back_off = async |failures: &mut u32| {
+        sleep(RECONNECT_BACKOFF_RANGE.jittered(*failures, random_fraction())).await;
+        *failures = failures.saturating_add(1);
+    };
     loop {
         let Some(manager) = manager.upgrade() else { return };
         match manager.connection() {
             None => {
                 match connected_at.take() {
                     Some(connected_at) if connected_at.elapsed() < MIN_STABLE_INTERVAL => {
-                        sleep(backoff).await;
-                        backoff = (2 * backoff).min(RECONNECT_BACKOFF_RANGE.1);
+                        back_off(&mut failures).await;
                     }
-                    Some(_) => backoff = RECONNECT_BACKOFF_RANGE.0,
+                    Some(_) => failures = 0,
                     None => {}
                 }
                 match timeout(2 * CONNECT_TIMEOUT, manager.connect())
@@ -207,8 +212,7 @@ async fn maintain_connection(manager: Weak<ConnectionManager>) {
                     Ok(()) => connected_at = Some(Instant::now()),
                     Err(error) => {
                         manager.mark_unavailable(error.to_string());
-                        sleep(backoff).await;
-                        backoff = (2 * backoff).min(RECONNECT_BACKOFF_RANGE.1);
+                        back_off(&mut failures).await;
                     }
                 }
             }

@@ -5,12 +5,15 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
 use super::FetchError;
+use crate::time::backoff::BackoffRange;
 
-/// Shortest and longest delay after an ordinary failure.
-const BACKOFF_RANGE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Shortest and longest delay after a wrong credential or a rate limit: WeCom bans an address that repeats
+/// The delays after an ordinary failure.
+const BACKOFF_RANGE: BackoffRange =
+    BackoffRange { min: Duration::from_secs(1), max: Duration::from_secs(60) };
+/// The delays after a wrong credential or a rate limit: WeCom bans an address that repeats
 /// these, and with it every agent behind it.
-const BAN_RISK_BACKOFF_RANGE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(15 * 60));
+const BAN_RISK_BACKOFF_RANGE: BackoffRange =
+    BackoffRange { min: Duration::from_secs(60), max: Duration::from_secs(15 * 60) };
 
 /// The delay after WeCom refused a suite_ticket; a push ends it.
 const TICKET_RETRY_INTERVAL: Duration = Duration::from_secs(60);
@@ -55,7 +58,7 @@ impl Backoff {
 
     /// Whether the last failure is so long ago that `TokenCache` may forget it.
     pub(super) fn is_stale(&self, now: Instant) -> bool {
-        self.0.as_ref().is_none_or(|state| now >= state.retry_at + BAN_RISK_BACKOFF_RANGE.1)
+        self.0.as_ref().is_none_or(|state| now >= state.retry_at + BAN_RISK_BACKOFF_RANGE.max)
     }
 
     /// The time until the next attempt.
@@ -85,24 +88,6 @@ pub(super) fn delay_after(failure: &FetchError, earlier: u32, jitter: f64) -> Du
 /// The delay after a failure that `earlier` failures in a row preceded. `jitter`, from 0 to 1, keeps agents that
 /// failed together from retrying together.
 pub(super) fn backoff_delay(earlier: u32, risks_ban: bool, jitter: f64) -> Duration {
-    let (min, max) = if risks_ban { BAN_RISK_BACKOFF_RANGE } else { BACKOFF_RANGE };
-    let doubled = min.saturating_mul(1 << earlier.min(10)).min(max);
-    doubled.mul_f64(0.9 + 0.3 * jitter).clamp(min, max)
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    proptest! {
-        #[test]
-        fn backoff_delay_grows_within_its_range(earlier in any::<u32>(), jitter in 0.0..=1.0f64) {
-            let (ordinary, risks_ban) = (backoff_delay(earlier, false, jitter), backoff_delay(earlier, true, jitter));
-            prop_assert!((1.0..=60.0).contains(&ordinary.as_secs_f64()));
-            prop_assert!((60.0..=900.0).contains(&risks_ban.as_secs_f64()));
-            prop_assert!(backoff_delay(earlier.saturating_add(1), false, jitter) >= ordinary);
-        }
-    }
+    let range = if risks_ban { BAN_RISK_BACKOFF_RANGE } else { BACKOFF_RANGE };
+    range.jittered(earlier, jitter)
 }

@@ -22,15 +22,15 @@ use super::{
     context::IdGenerator,
     span::{RequestSpans, text},
 };
-use crate::secret::random_fraction;
+use crate::{secret::random_fraction, time::backoff::BackoffRange};
 
 /// How long spans wait for more, unless a buffer is half full.
 const BATCH_INTERVAL: Duration = Duration::from_millis(200);
 /// Approximate size of a batch in bytes; collectors accept at least four times as much.
 const BATCH_BYTES: usize = 1 << 20;
-/// The first and the longest backoff before a batch is sent again.
-const MIN_BACKOFF: Duration = Duration::from_millis(500);
-const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// The delays before a batch is sent again.
+const BACKOFF_RANGE: BackoffRange =
+    BackoffRange { min: Duration::from_millis(500), max: Duration::from_secs(30) };
 /// Bounds the collector's `Retry-After`.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
@@ -119,7 +119,7 @@ impl Exporter {
     /// Sends a batch until the collector accepts or rejects it. Returns false if it did neither before `stop`.
     async fn export_batch(&mut self, batch: Vec<Span>, stop: &mut watch::Receiver<bool>) -> bool {
         let spans = batch.len() as u64;
-        let (message, mut backoff) = (self.encode_request(batch), MIN_BACKOFF);
+        let (message, mut failures) = (self.encode_request(batch), 0_u32);
         loop {
             let last = *stop.borrow();
             match self.collector.export(message.clone()).await {
@@ -140,8 +140,8 @@ impl Exporter {
                     }
                     let delay = retry_after
                         .map_or(Duration::ZERO, |after| after.min(MAX_RETRY_AFTER))
-                        .max(add_jitter(backoff));
-                    backoff = (2 * backoff).min(MAX_BACKOFF);
+                        .max(BACKOFF_RANGE.jittered(failures, random_fraction()));
+                    failures = failures.saturating_add(1);
                     tokio::select! {
                         () = sleep(delay) => {}
                         _ = stop.wait_for(|stop| *stop) => {}
@@ -184,9 +184,4 @@ impl Exporter {
 fn resource_message(attributes: &[(String, String)]) -> Resource {
     let attributes = attributes.iter().map(|(name, value)| text(name, value)).collect();
     Resource { attributes, ..Resource::default() }
-}
-
-/// Varies the backoff by 20%, so that proxies do not retry at the same time.
-fn add_jitter(backoff: Duration) -> Duration {
-    backoff.mul_f64(0.8 + 0.4 * random_fraction())
 }
