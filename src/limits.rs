@@ -66,6 +66,19 @@ impl Gcra {
         let wait = (next - now).saturating_sub(self.burst_ns);
         if wait == 0 { Ok(next) } else { Err(wait) }
     }
+
+    /// Takes one request from a TAT that all workers share; if none is left, returns how long until one is.
+    #[inline]
+    fn try_acquire_shared(self, shared_tat: &AtomicU64, now: u64) -> Result<(), Duration> {
+        let mut tat = shared_tat.load(Ordering::Relaxed);
+        loop {
+            let next = self.try_acquire(tat, now).map_err(Duration::from_nanos)?;
+            match shared_tat.compare_exchange_weak(tat, next, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Ok(()),
+                Err(changed) => tat = changed,
+            }
+        }
+    }
 }
 
 impl RateLimiter {
@@ -82,17 +95,7 @@ impl RateLimiter {
     /// Takes one request; if none is left, returns how long until one is.
     pub fn try_acquire(self: &Arc<Self>, now: Instant) -> Result<(), Duration> {
         let now = self.nanoseconds_since_base(now);
-        let mut tat = self.tat_ns.load(Ordering::Relaxed);
-        let result = loop {
-            let next = match self.gcra.try_acquire(tat, now) {
-                Ok(next) => next,
-                Err(wait) => break Err(Duration::from_nanos(wait)),
-            };
-            match self.tat_ns.compare_exchange_weak(tat, next, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => break Ok(()),
-                Err(changed) => tat = changed,
-            }
-        };
+        let result = self.gcra.try_acquire_shared(&self.tat_ns, now);
         if let Some(shared_usage) = &self.shared_usage {
             shared_usage.record(self, u64::from(result.is_ok()));
         }
@@ -110,7 +113,7 @@ impl RateLimiter {
     }
 }
 
-fn as_nanoseconds(time: Duration) -> u64 {
+pub(crate) fn as_nanoseconds(time: Duration) -> u64 {
     time.as_nanos().try_into().unwrap_or(u64::MAX)
 }
 

@@ -3,10 +3,7 @@
 use std::{
     hash::BuildHasher,
     net::{IpAddr, Ipv6Addr},
-    sync::{
-        OnceLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{OnceLock, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -16,40 +13,52 @@ use tokio::time::Instant;
 use super::{Gcra, as_nanoseconds};
 use crate::config::RateLimit;
 
-/// Bounds the memory (64 KiB, allocated on first use); addresses whose hashes collide share a slot.
+/// Addresses of an [`AddressLimit`]; they take 64 KiB.
 const SLOTS: usize = 8192;
 
-/// A rate limiter with a GCRA for each address: each slot holds a theoretical arrival time, in nanoseconds since
-/// `base`. Shared by all workers.
+/// A theoretical arrival time (GCRA) for each address, in nanoseconds since `base`. Addresses whose hashes collide share
+/// one. Shared by all workers.
 #[derive(Debug)]
-pub struct AddressLimit {
-    gcra: Gcra,
+pub struct AddressTimes {
     base: Instant,
     /// Randomly seeded, so that a caller cannot choose an address that shares another's slot.
     hasher: RandomState,
+    count: usize,
+    /// Allocated on first use.
     slots: OnceLock<Box<[AtomicU64]>>,
+}
+
+impl AddressTimes {
+    /// Room for `count` addresses.
+    pub fn new(count: usize) -> Self {
+        Self { base: Instant::now(), hasher: RandomState::default(), count, slots: OnceLock::new() }
+    }
+
+    /// The time of this address, and `now` as such a time. `None` stands for all Unix sockets together.
+    pub fn get(&self, peer: Option<IpAddr>, now: Instant) -> (&AtomicU64, u64) {
+        let slots = self.slots.get_or_init(|| (0..self.count).map(|_| AtomicU64::new(0)).collect());
+        let slot = &slots[self.hasher.hash_one(peer_network(peer)) as usize % self.count];
+        (slot, as_nanoseconds(now.saturating_duration_since(self.base)))
+    }
+}
+
+/// A rate limiter with a GCRA for each address.
+#[derive(Debug)]
+pub struct AddressLimit {
+    gcra: Gcra,
+    times: AddressTimes,
 }
 
 impl AddressLimit {
     /// A limit of which nothing is used.
     pub fn new(limit: RateLimit) -> Self {
-        Self {
-            gcra: Gcra::from_limit(limit),
-            base: Instant::now(),
-            hasher: RandomState::default(),
-            slots: OnceLock::new(),
-        }
+        Self { gcra: Gcra::from_limit(limit), times: AddressTimes::new(SLOTS) }
     }
 
-    /// Takes one request of this address; if none is left, returns how long until one is. `None` stands for all Unix
-    /// sockets together.
+    /// Takes one request of this address; if none is left, returns how long until one is.
     pub fn try_acquire(&self, peer: Option<IpAddr>, now: Instant) -> Result<(), Duration> {
-        let slots = self.slots.get_or_init(|| (0..SLOTS).map(|_| AtomicU64::new(0)).collect());
-        let slot = &slots[self.hasher.hash_one(peer_network(peer)) as usize % SLOTS];
-        let now = as_nanoseconds(now.saturating_duration_since(self.base));
-        let taken = slot.fetch_update(Relaxed, Relaxed, |tat| self.gcra.try_acquire(tat, now).ok());
-        let wait = |tat| self.gcra.try_acquire(tat, now).err().unwrap_or_default();
-        taken.map(drop).map_err(|tat| Duration::from_nanos(wait(tat)))
+        let (slot, now) = self.times.get(peer, now);
+        self.gcra.try_acquire_shared(slot, now)
     }
 }
 

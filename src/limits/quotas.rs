@@ -226,26 +226,17 @@ impl Quotas {
 fn warn(usage: &QuotaUsage) {
     let QuotaUsage { agent, quota, used, limit, spent_in, per, .. } = usage;
     let spent_in_s = spent_in.map(|spent_in| spent_in.as_secs());
-    if *per == QuotaScope::Member {
-        tracing::warn!(
-            agent,
-            quota,
-            used,
-            limit,
-            spent_in_s,
+    let message = match per {
+        QuotaScope::Member => {
             "WeCom's quota of messages to one member is nearly spent, beyond it messages are dropped without an errcode: send \
              fewer; quotas.mode = \"shape\" keeps below it"
-        );
-    } else {
-        tracing::warn!(
-            agent,
-            quota,
-            used,
-            limit,
-            spent_in_s,
-            "WeCom's quota is nearly spent, beyond it calls get errcode 45009: make fewer calls; quotas.mode = \"shape\" keeps below it"
-        );
-    }
+        }
+        _ => {
+            "WeCom's quota is nearly spent, beyond it calls get errcode 45009: make fewer calls; quotas.mode = \"shape\" keeps below \
+             it"
+        }
+    };
+    tracing::warn!(agent, quota, used, limit, spent_in_s, "{message}");
 }
 
 fn limits_members(config: &QuotasConfig) -> bool {

@@ -5,17 +5,11 @@
 //! proxy). Keys that `wecom-proxy key` generates have 256 random bits and do not need this; a key that an operator
 //! chose may be weak.
 
-use std::{
-    hash::BuildHasher,
-    net::IpAddr,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-    time::Duration,
-};
+use std::{net::IpAddr, sync::atomic::Ordering::Relaxed, time::Duration};
 
-use foldhash::quality::RandomState;
 use tokio::time::Instant;
 
-use crate::limits::address_limit::peer_network;
+use crate::limits::{address_limit::AddressTimes, as_nanoseconds};
 
 /// Sustained rate: one wrong key per interval is rejected without delay.
 const EMISSION_INTERVAL: Duration = Duration::from_secs(1);
@@ -23,42 +17,28 @@ const EMISSION_INTERVAL: Duration = Duration::from_secs(1);
 const BURST: u32 = 10;
 /// Maximum delay of a rejection: a program whose key was revoked is slowed down but does not time out.
 const MAX_DELAY: Duration = Duration::from_millis(100);
-/// Bounds the memory; addresses whose hashes collide share a slot.
+/// Addresses that are told apart.
 const SLOTS: usize = 1024;
 
-/// GCRA rate limiter of wrong keys: each slot holds the theoretical arrival time of its next one, in microseconds since
-/// `epoch`.
+/// GCRA rate limiter of wrong keys.
 #[derive(Debug)]
-pub(super) struct WrongKeyThrottle {
-    epoch: Instant,
-    hasher: RandomState,
-    slots: Box<[AtomicU64]>,
-}
+pub(super) struct WrongKeyThrottle(AddressTimes);
 
 impl WrongKeyThrottle {
     pub(super) fn new() -> Self {
-        Self {
-            epoch: Instant::now(),
-            // Randomly seeded, so that a client cannot choose an address that shares another's slot.
-            hasher: RandomState::default(),
-            slots: (0..SLOTS).map(|_| AtomicU64::new(0)).collect(),
-        }
+        Self(AddressTimes::new(SLOTS))
     }
 
     /// Counts a wrong key and returns how long its rejection is delayed.
     pub(super) fn count_wrong_key(&self, peer: Option<IpAddr>, now: Instant) -> Duration {
-        let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        let now = micros(now.saturating_duration_since(self.epoch));
-        let free = now + micros(EMISSION_INTERVAL * BURST);
+        let (slot, now) = self.0.get(peer, now);
+        let free = now + as_nanoseconds(EMISSION_INTERVAL * BURST);
         // Wrong keys beyond `MAX_DELAY` are not counted, so that an address recovers quickly.
-        let next =
-            |expected: u64| (expected.max(now) + micros(EMISSION_INTERVAL)).min(free + micros(MAX_DELAY));
-        let slot = &self.slots[self.hasher.hash_one(peer_network(peer)) as usize % SLOTS];
-        let mut expected = slot.load(Relaxed);
-        while let Err(other) = slot.compare_exchange_weak(expected, next(expected), Relaxed, Relaxed) {
-            expected = other;
-        }
-        Duration::from_micros(next(expected).saturating_sub(free))
+        let (interval, max_delay) = (as_nanoseconds(EMISSION_INTERVAL), as_nanoseconds(MAX_DELAY));
+        let next = |expected: u64| (expected.max(now) + interval).min(free + max_delay);
+        let before = slot.fetch_update(Relaxed, Relaxed, |expected| Some(next(expected)));
+        let (Ok(expected) | Err(expected)) = before;
+        Duration::from_nanos(next(expected).saturating_sub(free))
     }
 }
 

@@ -1,4 +1,6 @@
-//! WeCom's quotas. The numbers are those of its documentation (developer.work.weixin.qq.com/document/path/N, as of 2026-02); WeCom may change them. `[[quotas.limit]]` adds and replaces rows.
+//! WeCom's quotas. The numbers are those of its documentation as of 2026-02: developer.work.weixin.qq.com/document/path/90312,
+//! of tickets 90506, of webhooks 99110, and from `checkin` on the page of each call. WeCom may change them.
+//! `[[quotas.limit]]` adds and replaces rows.
 //!
 //! Left out, because a count of calls does not tell: quotas of errors (`user/getuserid`), of `debug=1`, of concurrency, and
 //! those whose numbers are not published (`kf/sync_msg`).
@@ -26,17 +28,14 @@ pub struct QuotaRow {
     pub per: QuotaScope,
     /// How many calls in which time. Beyond it, calls are blocked for that time.
     pub limits: &'static [(u32, Duration)],
-    /// The number N of the page.
-    pub source: &'static str,
 }
 
 const fn row(
     paths: &'static [&'static str],
     per: QuotaScope,
     limits: &'static [(u32, Duration)],
-    source: &'static str,
 ) -> QuotaRow {
-    QuotaRow { paths, except: &[], per, limits, source }
+    QuotaRow { paths, except: &[], per, limits }
 }
 
 /// The call that sends a message of an application to its members.
@@ -45,9 +44,6 @@ pub const MESSAGE_SEND: &str = "/cgi-bin/message/send";
 const EVERY_CALL: &[&str] = &["/cgi-bin/*"];
 const OUTSIDE_BASE: &[&str] = &[MESSAGE_SEND, "/cgi-bin/auth/getuserinfo"];
 
-/// The quota stands on the page of each call.
-const CALL_PAGES: &str = "of the call";
-
 /// The table.
 pub const QUOTAS: &[QuotaRow] = &[
     QuotaRow {
@@ -55,24 +51,22 @@ pub const QUOTAS: &[QuotaRow] = &[
         except: OUTSIDE_BASE,
         per: Corp,
         limits: &[(10_000, MINUTE), (150_000, HOUR)],
-        source: "90312",
     },
     QuotaRow {
         paths: EVERY_CALL,
         except: OUTSIDE_BASE,
         per: Address,
         limits: &[(20_000, MINUTE), (600_000, HOUR)],
-        source: "90312",
     },
     // An application may reach its accounts times 200 members a day.
-    row(&[MESSAGE_SEND], Agent, &[(UNKNOWN_LIMIT, DAY)], "90312"),
+    row(&[MESSAGE_SEND], Agent, &[(UNKNOWN_LIMIT, DAY)]),
     // Beyond it, WeCom drops messages without an errcode.
-    row(&[MESSAGE_SEND], Member, &[(30, MINUTE), (1_000, HOUR)], "90312"),
-    row(&["/cgi-bin/appchat/create"], Corp, &[(1_000, DAY)], "90312"),
-    row(&["/cgi-bin/appchat/update"], Corp, &[(1_000, HOUR)], "90312"),
-    row(&["/cgi-bin/get_jsapi_ticket", "/cgi-bin/ticket/get"], Corp, &[(400, HOUR)], "90506"),
-    row(&["/cgi-bin/get_jsapi_ticket", "/cgi-bin/ticket/get"], Agent, &[(100, HOUR)], "90506"),
-    row(&["/cgi-bin/webhook/send"], Credential, &[(20, MINUTE)], "99110"),
+    row(&[MESSAGE_SEND], Member, &[(30, MINUTE), (1_000, HOUR)]),
+    row(&["/cgi-bin/appchat/create"], Corp, &[(1_000, DAY)]),
+    row(&["/cgi-bin/appchat/update"], Corp, &[(1_000, HOUR)]),
+    row(&["/cgi-bin/get_jsapi_ticket", "/cgi-bin/ticket/get"], Corp, &[(400, HOUR)]),
+    row(&["/cgi-bin/get_jsapi_ticket", "/cgi-bin/ticket/get"], Agent, &[(100, HOUR)]),
+    row(&["/cgi-bin/webhook/send"], Credential, &[(20, MINUTE)]),
     row(
         &[
             "/cgi-bin/checkin/getcheckindata",
@@ -90,9 +84,8 @@ pub const QUOTAS: &[QuotaRow] = &[
         ],
         Corp,
         &[(600, MINUTE)],
-        CALL_PAGES,
     ),
-    row(&["/cgi-bin/checkin/getcheckin_daydata"], Corp, &[(100, MINUTE)], CALL_PAGES),
+    row(&["/cgi-bin/checkin/getcheckin_daydata"], Corp, &[(100, MINUTE)]),
     row(
         &[
             "/cgi-bin/checkin/getcheckin_monthdata",
@@ -103,13 +96,12 @@ pub const QUOTAS: &[QuotaRow] = &[
         ],
         Corp,
         &[(60, MINUTE)],
-        CALL_PAGES,
     ),
-    row(&["/cgi-bin/checkin/addcheckinuserface"], Corp, &[(10, MINUTE)], CALL_PAGES),
-    row(&["/cgi-bin/msgaudit/get_permit_user_list"], Corp, &[(1_000, MINUTE)], CALL_PAGES),
-    row(&["/cgi-bin/msgaudit/check_single_agree"], Corp, &[(2_500, MINUTE)], CALL_PAGES),
-    row(&["/cgi-bin/msgaudit/check_room_agree"], Corp, &[(1_500, MINUTE)], CALL_PAGES),
-    row(&["/cgi-bin/msgaudit/groupchat/get"], Corp, &[(2_000, MINUTE)], CALL_PAGES),
+    row(&["/cgi-bin/checkin/addcheckinuserface"], Corp, &[(10, MINUTE)]),
+    row(&["/cgi-bin/msgaudit/get_permit_user_list"], Corp, &[(1_000, MINUTE)]),
+    row(&["/cgi-bin/msgaudit/check_single_agree"], Corp, &[(2_500, MINUTE)]),
+    row(&["/cgi-bin/msgaudit/check_room_agree"], Corp, &[(1_500, MINUTE)]),
+    row(&["/cgi-bin/msgaudit/groupchat/get"], Corp, &[(2_000, MINUTE)]),
     row(
         &[
             "/cgi-bin/idconvert/unionid_to_external_userid",
@@ -119,20 +111,13 @@ pub const QUOTAS: &[QuotaRow] = &[
         ],
         Corp,
         &[(100_000, HOUR), (480_000, DAY), (7_500_000, MONTH)],
-        CALL_PAGES,
     ),
     // Per provider, of which one address has one as a rule.
     row(
         &["/cgi-bin/service/externalcontact/unionid_to_external_userid_3rd"],
         Address,
         &[(50_000, HOUR), (240_000, DAY)],
-        CALL_PAGES,
     ),
-    row(&["/cgi-bin/media/uploadimg"], Corp, &[(1_000, DAY), (3_000, MONTH)], CALL_PAGES),
-    row(
-        &["/cgi-bin/corpgroup/rule/add_rule", "/cgi-bin/corpgroup/rule/modify_rule"],
-        Corp,
-        &[(1_000, DAY)],
-        CALL_PAGES,
-    ),
+    row(&["/cgi-bin/media/uploadimg"], Corp, &[(1_000, DAY), (3_000, MONTH)]),
+    row(&["/cgi-bin/corpgroup/rule/add_rule", "/cgi-bin/corpgroup/rule/modify_rule"], Corp, &[(1_000, DAY)]),
 ];

@@ -84,11 +84,7 @@ impl Decrypted {
     }
 }
 
-/// Whether `encoded` is an EncodingAESKey: 43 characters of base64.
-pub fn is_encoding_aes_key(encoded: &str) -> bool {
-    decode_key(encoded).is_some()
-}
-
+/// The key of an EncodingAESKey: 43 characters of base64.
 fn decode_key(encoded: &str) -> Option<Zeroizing<[u8; AES_256_KEY_LEN]>> {
     let mut key = Zeroizing::new([0; AES_256_KEY_LEN]);
     let length = KEY_ENCODING.decode_slice(encoded, &mut *key).ok()?;
@@ -96,7 +92,7 @@ fn decode_key(encoded: &str) -> Option<Zeroizing<[u8; AES_256_KEY_LEN]>> {
 }
 
 impl CallbackKeys {
-    /// The keys of a receiver URL. `None` if `encoding_aes_key` is not one ([`is_encoding_aes_key`]).
+    /// The keys of a receiver URL. `None` if `encoding_aes_key` is not one.
     pub fn new(token: Masked, encoding_aes_key: &Masked) -> Option<Self> {
         let key = decode_key(encoding_aes_key.expose())?;
         let unbound = || UnboundCipherKey::new(&AES_256, &*key).ok();
@@ -263,10 +259,10 @@ mod tests {
         for encoded in
             ["", "jWmYm7qr5nMoAUwZRjGtBxmz3KA1tkAj3ykkR6q2B2", &format!("{KEY}="), &format!("{KEY}A")]
         {
-            assert!(!is_encoding_aes_key(encoded), "{encoded}");
+            assert!(decode_key(encoded).is_none(), "{encoded}");
         }
-        assert!(!is_encoding_aes_key(&KEY.replace('j', "-")));
-        assert!(is_encoding_aes_key(KEY));
+        assert!(decode_key(&KEY.replace('j', "-")).is_none());
+        assert!(decode_key(KEY).is_some());
     }
 
     proptest! {
