@@ -3,7 +3,10 @@
 use std::cell::Cell;
 
 use super::{presented_key::may_be_secret, request::Request};
-use crate::{http1::headers::HeaderKind, secret::random_u64};
+use crate::{
+    http1::headers::HeaderKind,
+    secret::{hex, random_u64},
+};
 
 /// Request id in the log and in `X-Request-Id`.
 pub(super) enum RequestId {
@@ -40,7 +43,7 @@ pub(super) struct RequestIds {
 impl Default for RequestIds {
     fn default() -> Self {
         let mut prefix = [0; 16];
-        write_hex(&mut prefix, random_u64());
+        hex::write_number(&mut prefix, random_u64());
         Self { prefix, next_number: Cell::new(0) }
     }
 }
@@ -63,16 +66,8 @@ impl RequestIds {
         self.next_number.set(nth.wrapping_add(1));
         let mut text = [0; 24];
         text[..16].copy_from_slice(&self.prefix);
-        write_hex(&mut text[16..], u64::from(nth));
+        hex::write_number(&mut text[16..], u64::from(nth));
         RequestId::Generated(HexDigits(text))
-    }
-}
-
-/// Writes the last digits of a number, filling the buffer.
-fn write_hex(buf: &mut [u8], mut number: u64) {
-    for digit in buf.iter_mut().rev() {
-        *digit = b"0123456789abcdef"[(number % 16) as usize];
-        number /= 16;
     }
 }
 

@@ -13,6 +13,14 @@ pub fn digits(byte: u8) -> [u8; 2] {
     [byte >> 4, byte & 15].map(|digit| DIGITS[usize::from(digit)])
 }
 
+/// Writes the last digits of a number, filling the buffer.
+pub fn write_number(buf: &mut [u8], mut number: u64) {
+    for digit in buf.iter_mut().rev() {
+        *digit = DIGITS[(number % 16) as usize];
+        number /= 16;
+    }
+}
+
 /// Decodes exactly `N` bytes from digits in either case.
 pub fn decode<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     let digit = |byte: u8| char::from(byte).to_digit(16);
