@@ -1,4 +1,7 @@
 //! Reads values from a parsed file; every error names its file, line and dotted key.
+//!
+//! Ours: serde's derives stop at the first error, lose its line wherever a value has two shapes, and quote the value, which
+//! may be a secret.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;

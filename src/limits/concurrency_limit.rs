@@ -1,4 +1,5 @@
-//! Concurrency limit for requests in flight, with fair queueing under contention.
+//! Concurrency limit for requests in flight, with fair queueing under contention. Ours: tokio's `Semaphore`, and the layers
+//! of tower upon it, have one queue in order of arrival, in which one client's flood makes all others wait.
 //!
 //! While no more than half of the permits are in use, a request takes one with a single atomic operation,
 //! whatever its flow. Beyond that, permits are counted per client, agent and endpoint, and two rules apply:

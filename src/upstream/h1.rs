@@ -1,4 +1,5 @@
-//! One exchange on an HTTP/1.1 connection, polled by the calling task, without a task, channel or timer of its own.
+//! One exchange on an HTTP/1.1 connection, polled by the calling task, without a task, channel or timer of its own. Why it
+//! is ours, with the numbers, is said in `server/http1.rs`.
 
 use std::{
     future::poll_fn,
