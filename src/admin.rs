@@ -8,6 +8,7 @@ mod api;
 mod callbacks;
 mod detail;
 mod encoding;
+mod error;
 mod exchange_filter;
 mod exchange_json;
 mod guard;
@@ -47,7 +48,8 @@ use self::{
     actions::Action,
     api::Resource,
     encoding::AcceptedEncoding,
-    response::{AdminBody, error_response, method_not_allowed},
+    error::{AdminResult, ApiError},
+    response::AdminBody,
     trouble::Troubles,
     write_timeout_stream::WriteTimeoutStream,
 };
@@ -223,7 +225,7 @@ impl Admin {
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         let role = self.keys.role(request.headers()).filter(|_| !is_read);
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let response = self.handle(request).await;
+        let response = self.handle(request).await.unwrap_or_else(ApiError::into_response);
         if let Some(role) = role {
             let (key, peer) = (role.as_str(), peer.map(|peer| peer.to_string()).unwrap_or_default());
             tracing::info!(key, peer, %method, path, status = response.status().as_u16(), "admin action");
@@ -231,12 +233,12 @@ impl Admin {
         response
     }
 
-    async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Response<AdminBody> {
+    async fn handle(self: Arc<Self>, request: Request<Incoming>) -> AdminResult {
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         match request.uri().path() {
-            "/healthz" | "/readyz" if !is_read => return method_not_allowed("GET, HEAD"),
-            "/healthz" => return self.health(false, &Troubles::default()),
-            "/readyz" => return self.ready().await,
+            "/healthz" | "/readyz" if !is_read => return Err(ApiError::method_not_allowed("GET, HEAD")),
+            "/healthz" => return Ok(self.health(false, &Troubles::default())),
+            "/readyz" => return Ok(self.ready().await),
             _ => {}
         }
         if let Some(resource) = Resource::from_path(request.uri().path()) {
@@ -244,7 +246,7 @@ impl Admin {
         }
         let access = guard::authorize(&self.keys, &request);
         let action = Action::from_path(request.uri().path()).filter(|_| *request.method() == Method::POST);
-        let access = match action {
+        match action {
             // It acts in a client's name, as a change of the clients would let one do.
             Some(Action::Replay) => {
                 guard::check_csrf(&request).and_then(|()| guard::authorize_write(&self.keys, &request))
@@ -253,19 +255,16 @@ impl Admin {
             // The page contains no data, and other sites may link to it.
             None if request.uri().path() == "/" => access,
             None => access.and_then(|()| guard::check_same_origin(&request)),
-        };
-        match access {
-            Ok(()) => self.handle_authorized(&request).await,
-            Err(denied) => denied.into_response(),
-        }
+        }?;
+        self.handle_authorized(&request).await
     }
 
-    async fn handle_authorized(self: Arc<Self>, request: &Request<Incoming>) -> Response<AdminBody> {
+    async fn handle_authorized(self: Arc<Self>, request: &Request<Incoming>) -> AdminResult {
         let path = request.uri().path();
         if let Some(action) = Action::from_path(path) {
             return match request.method() {
                 &Method::POST => self.handle_action(action, request.uri().query()).await,
-                _ => method_not_allowed("POST"),
+                _ => Err(ApiError::method_not_allowed("POST")),
             };
         }
         if let Some(response) = self.handle_suites(request).await {
@@ -275,26 +274,27 @@ impl Admin {
             return response;
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return method_not_allowed("GET, HEAD");
+            return Err(ApiError::method_not_allowed("GET, HEAD"));
         }
-        match path {
+        Ok(match path {
             "/" => page::page(),
             "/metrics" => self.scrape().await,
-            "/api/agents" => self.agents(request.uri().query()).await,
+            "/api/agents" => self.agents(request.uri().query()).await?,
             "/api/config" => self.config(),
             "/api/errcodes" => agents::errcodes(),
             "/api/openapi.json" => openapi::document(),
             "/api/quotas" => self.quotas(),
-            "/api/overview" => self.overview(request.uri().query()).await,
-            "/api/requests" => self.requests(request.uri().query()).await,
-            "/api/requests/stream" => self.stream(request),
-            _ => error_response(
-                StatusCode::NOT_FOUND,
-                "unknown path; use /, /healthz, /readyz, /metrics, /api/agents, /api/callbacks, /api/clients, /api/config, /api/errcodes, \
+            "/api/overview" => self.overview(request.uri().query()).await?,
+            "/api/requests" => self.requests(request.uri().query()).await?,
+            "/api/requests/stream" => self.stream(request)?,
+            _ => {
+                return Err(ApiError::not_found(
+                    "unknown path; use /, /healthz, /readyz, /metrics, /api/agents, /api/callbacks, /api/clients, /api/config, /api/errcodes, \
                  /api/openapi.json, /api/overview, /api/quotas, /api/requests, /api/requests/stream, /api/suites, \
                  /api/suites/NAME/corps or /api/suites/NAME/install-link, or POST to /api/agents/NAME/refresh, /api/agents/NAME/inspect or /api/reload",
-            ),
-        }
+                ));
+            }
+        })
     }
 }
 

@@ -3,18 +3,20 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::{Response, StatusCode};
+use http::StatusCode;
 use percent_encoding::percent_decode_str;
 use serde_json::json;
 
 use super::{
     Admin,
-    response::{AdminBody, error_response, json_response},
+    error::{AdminResult, ApiError},
+    response::json_response,
     unix_seconds,
 };
 use crate::{
     blocking,
     config::parse_duration,
+    directory::Agent,
     text,
     text::{Language, Text},
     tokens::ceil_seconds,
@@ -74,7 +76,7 @@ impl Admin {
         self: Arc<Self>,
         action: Action<'_>,
         query: Option<&str>,
-    ) -> Response<AdminBody> {
+    ) -> AdminResult {
         let decoded = |name: &str| percent_decode_str(name).decode_utf8_lossy().into_owned();
         match action {
             Action::Refresh(agent) => self.refresh(&decoded(agent)).await,
@@ -85,29 +87,26 @@ impl Admin {
     }
 
     /// Captures headers and bodies of an agent's exchanges for the duration in the query.
-    fn inspect(&self, name: &str, query: Option<&str>) -> Response<AdminBody> {
-        let Some(agent) = self.directory.load().find_agent(name) else {
-            return error_response(StatusCode::NOT_FOUND, "there is no agent of this name");
-        };
+    fn inspect(&self, name: &str, query: Option<&str>) -> AdminResult {
+        let agent = self.agent_named(name)?;
         let duration = query.and_then(|query| query.strip_prefix("for=")).and_then(parse_duration);
         let Some(duration) = duration.filter(|duration| *duration <= MAX_INSPECT_DURATION) else {
             let message = "set the duration: ?for=10m, at most 1h; ?for=0s disables the capture";
-            return error_response(StatusCode::BAD_REQUEST, message);
+            return Err(ApiError::bad_request(message));
         };
         agent.capture_switch.enable_for(duration);
         tracing::info!(agent = agent.name, seconds = duration.as_secs(), "capture enabled");
         let until = agent.capture_switch.until().map(unix_seconds);
-        json_response(StatusCode::OK, &json!({ "ok": true, "agent": agent.name, "inspected_until": until }))
+        let body = json!({ "ok": true, "agent": agent.name, "inspected_until": until });
+        Ok(json_response(StatusCode::OK, &body))
     }
 
     /// Refreshes an agent's token, even during a backoff.
-    async fn refresh(&self, name: &str) -> Response<AdminBody> {
-        let Some(agent) = self.directory.load().find_agent(name) else {
-            return error_response(StatusCode::NOT_FOUND, "there is no agent of this name");
-        };
+    async fn refresh(&self, name: &str) -> AdminResult {
+        let agent = self.agent_named(name)?;
         let before = agent.token.status().first_seen_and_expiry;
         tracing::info!(agent = agent.name, "manual token refresh");
-        match agent.token.force_refresh().await {
+        Ok(match agent.token.force_refresh().await {
             Ok(token) => {
                 let same = before.is_some_and(|(first_seen, _)| first_seen == token.first_seen);
                 let body = json!({
@@ -129,14 +128,19 @@ impl Admin {
                 });
                 json_response(StatusCode::BAD_GATEWAY, &body)
             }
-        }
+        })
+    }
+
+    fn agent_named(&self, name: &str) -> Result<Arc<Agent>, ApiError> {
+        let agent = self.directory.load().find_agent(name);
+        agent.ok_or_else(|| ApiError::not_found("there is no agent of this name"))
     }
 
     /// Reloads the configuration on another thread.
-    async fn reload(self: Arc<Self>) -> Response<AdminBody> {
+    async fn reload(self: Arc<Self>) -> AdminResult {
         let admin = self.clone();
         let reloaded = blocking::spawn(move || (admin.reload)()).await;
-        match reloaded.unwrap_or_else(|_| Err(text!("reload panicked", "重新加载时程序崩溃"))) {
+        Ok(match reloaded.unwrap_or_else(|_| Err(text!("reload panicked", "重新加载时程序崩溃"))) {
             Ok(ReloadReport { agents, clients, needs_restart, warnings }) => {
                 let texts = |language| warnings.iter().map(|text| text.get(language)).collect::<Vec<_>>();
                 let body = json!({
@@ -157,6 +161,6 @@ impl Admin {
                 });
                 json_response(StatusCode::UNPROCESSABLE_ENTITY, &body)
             }
-        }
+        })
     }
 }

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use super::{
     Admin,
     agent_list::{AgentPage, ListQuery},
+    error::{AdminResult, ApiError},
     overview::{agent_stats_json, hour_of},
-    response::{AdminBody, error_response, json_response},
+    response::{AdminBody, json_response},
     trouble::{Troubles, explanation_json, trouble_json},
     unix_seconds,
 };
@@ -26,11 +27,8 @@ use crate::{
 impl Admin {
     /// A page of agents with the state of their tokens, their last hour and their trouble; `next` is the `after` of the
     /// next page.
-    pub(super) async fn agents(self: Arc<Self>, query: Option<&str>) -> Response<AdminBody> {
-        let query = match ListQuery::parse(query) {
-            Ok(query) => query,
-            Err(message) => return error_response(StatusCode::BAD_REQUEST, &message),
-        };
+    pub(super) async fn agents(self: Arc<Self>, query: Option<&str>) -> AdminResult {
+        let query = ListQuery::parse(query).map_err(ApiError::bad_request)?;
         // A search can look at very many agents.
         let listed = blocking::spawn(move || {
             let (troubles, hour) = (self.collect_troubles(), self.metrics.last_hour());
@@ -40,7 +38,7 @@ impl Admin {
             let agents: Vec<_> = agents.iter().map(row).collect();
             json!({ "agents": agents, "next": next, "total": total })
         });
-        json_response(StatusCode::OK, &listed.await.unwrap_or_default())
+        Ok(json_response(StatusCode::OK, &listed.await?))
     }
 }
 

@@ -3,7 +3,6 @@
 mod corps;
 mod current;
 mod entry;
-mod error;
 mod key_claims;
 mod keys;
 mod merge_patch;
@@ -15,14 +14,13 @@ mod write;
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, Method, Request, StatusCode};
 use hyper::body::Incoming;
 
 use self::{
     entry::EntryKind,
-    error::ApiError,
     keys::KeyChange,
-    request::{WriteOptions, bad_request, check_content_type, read_body},
+    request::{WriteOptions, check_content_type, read_body},
     write::{Change, EntryWrite},
 };
 pub(super) use self::{
@@ -30,8 +28,9 @@ pub(super) use self::{
     request::Resource,
 };
 use super::{
-    Admin, guard,
-    response::{AdminBody, error_response},
+    Admin,
+    error::{AdminResult, ApiError},
+    guard,
 };
 use crate::{config::JsonTable, state::State};
 
@@ -44,33 +43,23 @@ impl Admin {
         self: Arc<Self>,
         resource: Resource,
         request: Request<Incoming>,
-    ) -> Response<AdminBody> {
+    ) -> AdminResult {
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-        let access = guard::check_same_origin(&request).and_then(|()| match is_read {
-            true => guard::authorize(&self.keys, &request),
-            false => guard::authorize_write(&self.keys, &request),
-        });
-        if let Err(denied) = access {
-            return denied.into_response();
+        guard::check_same_origin(&request)?;
+        match is_read {
+            true => guard::authorize(&self.keys, &request)?,
+            false => guard::authorize_write(&self.keys, &request)?,
         }
         if !resource.allows(request.method()) {
-            let message = format!("method not allowed, use {}", resource.methods());
-            let mut response = error_response(StatusCode::METHOD_NOT_ALLOWED, &message);
-            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(resource.methods()));
-            return response;
+            return Err(ApiError::method_not_allowed(resource.methods()));
         }
-        let result = match is_read {
+        match is_read {
             true => self.read_resource(&resource, request.headers()),
             false => self.write_resource(resource, request).await,
-        };
-        result.unwrap_or_else(ApiError::into_response)
+        }
     }
 
-    fn read_resource(
-        &self,
-        resource: &Resource,
-        headers: &HeaderMap,
-    ) -> Result<Response<AdminBody>, ApiError> {
+    fn read_resource(&self, resource: &Resource, headers: &HeaderMap) -> AdminResult {
         match resource {
             Resource::Agent(name) => self.read_entry(EntryKind::Agent, name, headers),
             Resource::Client(name) => self.read_entry(EntryKind::Client, name, headers),
@@ -78,11 +67,7 @@ impl Admin {
         }
     }
 
-    async fn write_resource(
-        &self,
-        resource: Resource,
-        request: Request<Incoming>,
-    ) -> Result<Response<AdminBody>, ApiError> {
+    async fn write_resource(&self, resource: Resource, request: Request<Incoming>) -> AdminResult {
         let state = self.state.as_ref().ok_or_else(|| ApiError::new(StatusCode::CONFLICT, NO_STATE))?;
         let (head, body) = request.into_parts();
         check_content_type(&head.method, &head.headers, &body)?;
@@ -93,7 +78,9 @@ impl Admin {
             }
             Resource::Keys(name) => self.write_keys(state, name, &KeyChange::Create, &head).await,
             Resource::Key(name, id) => self.write_keys(state, name, &KeyChange::Delete(id), &head).await,
-            Resource::Clients => Err(bad_request("clients are made one by one, at /api/clients/NAME")),
+            Resource::Clients => {
+                Err(ApiError::bad_request("clients are made one by one, at /api/clients/NAME"))
+            }
         }
     }
 
@@ -103,11 +90,11 @@ impl Admin {
         name: &str,
         change: &KeyChange<'_>,
         head: &http::request::Parts,
-    ) -> Result<Response<AdminBody>, ApiError> {
+    ) -> AdminResult {
         if head.uri.query().is_some_and(|query| !query.is_empty()) {
-            return Err(bad_request("there are no parameters here"));
+            return Err(ApiError::bad_request("there are no parameters here"));
         }
-        let preconditions = Preconditions::from_headers(&head.headers).map_err(bad_request)?;
+        let preconditions = Preconditions::from_headers(&head.headers).map_err(ApiError::bad_request)?;
         self.change_keys(state, name, change, &preconditions).await
     }
 
@@ -117,17 +104,20 @@ impl Admin {
         (kind, name): (EntryKind, &str),
         head: &http::request::Parts,
         body: Incoming,
-    ) -> Result<Response<AdminBody>, ApiError> {
+    ) -> AdminResult {
         let options = WriteOptions::from_query(head.uri.query())?;
         if options.verify && (kind == EntryKind::Client || head.method == Method::DELETE) {
-            return Err(bad_request("verify fetches a token of an agent; use it with PUT or PATCH of one"));
+            return Err(ApiError::bad_request(
+                "verify fetches a token of an agent; use it with PUT or PATCH of one",
+            ));
         }
-        let preconditions = Preconditions::from_headers(&head.headers).map_err(bad_request)?;
+        let preconditions = Preconditions::from_headers(&head.headers).map_err(ApiError::bad_request)?;
         let change = match head.method {
             Method::DELETE => Change::Delete,
             _ => {
                 let table = JsonTable::parse(&read_body(body).await?);
-                let table = table.map_err(|error| bad_request(&format!("the body is not valid: {error}")))?;
+                let table = table
+                    .map_err(|error| ApiError::bad_request(format!("the body is not valid: {error}")))?;
                 if head.method == Method::PATCH { Change::Patch(table) } else { Change::Put(table) }
             }
         };

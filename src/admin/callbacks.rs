@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use http::{Method, Request, Response, StatusCode, header};
+use http::{Method, Request, StatusCode, header};
 use serde_json::json;
 
 use super::{
     Admin,
+    error::{AdminResult, ApiError},
     query::{parameters, parse_limit},
-    response::{AdminBody, error_response, json_response, method_not_allowed},
+    response::json_response,
 };
 use crate::{
     callbacks::{CallbackCounts, CallbackOverview, CallbackStatus, Callbacks, EventQueue, TargetStatus},
-    state::WriteError,
     telemetry::metrics::TextEncoder,
 };
 
@@ -46,14 +46,16 @@ impl<'a> CallbackPath<'a> {
 
 impl Admin {
     /// The response to a request below `/api/callbacks`; `None` for any other path.
-    pub(super) async fn handle_callbacks<B>(&self, request: &Request<B>) -> Option<Response<AdminBody>> {
+    pub(super) async fn handle_callbacks<B>(&self, request: &Request<B>) -> Option<AdminResult> {
         let path = CallbackPath::parse(request.uri().path())?;
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         let callbacks = self.settings.callbacks.as_ref();
         Some(match path {
-            CallbackPath::Redeliver(..) if request.method() != Method::POST => method_not_allowed("POST"),
+            CallbackPath::Redeliver(..) if request.method() != Method::POST => {
+                Err(ApiError::method_not_allowed("POST"))
+            }
             CallbackPath::Redeliver(name, id) => self.redeliver(callbacks, request, name, id).await,
-            _ if !is_read => method_not_allowed("GET, HEAD"),
+            _ if !is_read => Err(ApiError::method_not_allowed("GET, HEAD")),
             CallbackPath::List => list(callbacks).await,
             CallbackPath::Events(name) => events(callbacks, name, request.uri().query()).await,
         })
@@ -65,36 +67,29 @@ impl Admin {
         request: &Request<B>,
         name: &str,
         id: &str,
-    ) -> Response<AdminBody> {
+    ) -> AdminResult {
         let Some(callbacks) = callbacks else {
             let message = "there is no [state], which keeps the messages; configure it to have callbacks";
-            return error_response(StatusCode::CONFLICT, message);
+            return Err(ApiError::new(StatusCode::CONFLICT, message));
         };
         if self.keys.operator.is_none() {
             let message = "redelivery needs admin.key_sha256; \"wecom-proxy key NAME\" makes a key";
-            return error_response(StatusCode::FORBIDDEN, message);
+            return Err(ApiError::new(StatusCode::FORBIDDEN, message));
         }
         let authorization = request.headers().get(header::AUTHORIZATION);
         let is_bearer = authorization.and_then(|value| value.as_bytes().get(..7));
         if !is_bearer.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"bearer ")) {
             let message = "send the admin key as \"Authorization: Bearer KEY\"";
-            return error_response(StatusCode::UNAUTHORIZED, message);
+            return Err(ApiError::new(StatusCode::UNAUTHORIZED, message));
         }
         if callbacks.endpoint(name).is_none() {
-            return error_response(StatusCode::NOT_FOUND, "there is no callback of this name");
+            return Err(unknown_callback());
         }
-        match callbacks.redeliver(name, id).await {
-            Ok(targets) if targets.is_empty() => {
-                error_response(StatusCode::NOT_FOUND, "there is no dead letter of this id")
-            }
-            Ok(targets) => {
-                json_response(StatusCode::OK, &json!({ "ok": true, "id": id, "targets": targets }))
-            }
-            Err(error @ WriteError::Full(_)) => {
-                error_response(StatusCode::INSUFFICIENT_STORAGE, &error.to_string())
-            }
-            Err(error) => error_response(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
+        let targets = callbacks.redeliver(name, id).await?;
+        if targets.is_empty() {
+            return Err(ApiError::not_found("there is no dead letter of this id"));
         }
+        Ok(json_response(StatusCode::OK, &json!({ "ok": true, "id": id, "targets": targets })))
     }
 
     /// The metrics of callbacks; empty without any.
@@ -113,29 +108,24 @@ impl Admin {
     }
 }
 
-async fn list(callbacks: Option<&Arc<Callbacks>>) -> Response<AdminBody> {
-    let status = match callbacks {
-        None => Ok(CallbackOverview { delivers: false, callbacks: Vec::new() }),
-        Some(callbacks) => callbacks.status().await,
-    };
-    match status {
-        Ok(status) => json_response(StatusCode::OK, &json!(status)),
-        Err(error) => error_response(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
-    }
+fn unknown_callback() -> ApiError {
+    ApiError::not_found("there is no callback of this name")
 }
 
-async fn events(callbacks: Option<&Arc<Callbacks>>, name: &str, query: Option<&str>) -> Response<AdminBody> {
-    let Some(callbacks) = callbacks.filter(|callbacks| callbacks.endpoint(name).is_some()) else {
-        return error_response(StatusCode::NOT_FOUND, "there is no callback of this name");
+async fn list(callbacks: Option<&Arc<Callbacks>>) -> AdminResult {
+    let status = match callbacks {
+        None => CallbackOverview { delivers: false, callbacks: Vec::new() },
+        Some(callbacks) => callbacks.status().await?,
     };
-    let (queue, after, limit) = match parse_query(query) {
-        Ok(parsed) => parsed,
-        Err(message) => return error_response(StatusCode::BAD_REQUEST, &message),
-    };
-    match callbacks.events(name, queue, &after, limit).await {
-        Ok((events, next)) => json_response(StatusCode::OK, &json!({ "events": events, "next": next })),
-        Err(error) => error_response(StatusCode::SERVICE_UNAVAILABLE, &error.to_string()),
-    }
+    Ok(json_response(StatusCode::OK, &json!(status)))
+}
+
+async fn events(callbacks: Option<&Arc<Callbacks>>, name: &str, query: Option<&str>) -> AdminResult {
+    let callbacks = callbacks.filter(|callbacks| callbacks.endpoint(name).is_some());
+    let callbacks = callbacks.ok_or_else(unknown_callback)?;
+    let (queue, after, limit) = parse_query(query).map_err(ApiError::bad_request)?;
+    let (events, next) = callbacks.events(name, queue, &after, limit).await?;
+    Ok(json_response(StatusCode::OK, &json!({ "events": events, "next": next })))
 }
 
 /// The queue, `after` and the limit.

@@ -2,9 +2,9 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use http::{HeaderMap, Method, Request, Response, StatusCode, header, uri::Authority};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header, uri::Authority};
 
-use super::response::{self, AdminBody, error_response};
+use super::error::ApiError;
 use crate::{config::KeyHash, secret::http_basic::basic_password};
 
 /// The hashes of the admin keys.
@@ -60,15 +60,34 @@ pub(super) enum AccessDenied {
     Forbidden(&'static str),
 }
 
-impl AccessDenied {
-    pub(super) fn into_response(self) -> Response<AdminBody> {
-        match self {
-            Self::Unauthenticated { presented } => response::unauthenticated(presented),
-            Self::WriteUnauthenticated => response::write_unauthenticated(),
-            Self::Forbidden(message) => error_response(StatusCode::FORBIDDEN, message),
-        }
+impl From<AccessDenied> for ApiError {
+    fn from(denied: AccessDenied) -> Self {
+        let (message, challenges) = match denied {
+            AccessDenied::Forbidden(message) => return Self::new(StatusCode::FORBIDDEN, message),
+            AccessDenied::WriteUnauthenticated => (
+                "admin key required: send the key whose hash is admin.key_sha256 as \"Authorization: Bearer KEY\"; for changes it is \
+                 accepted in no other way",
+                &[BEARER_CHALLENGE][..],
+            ),
+            AccessDenied::Unauthenticated { presented: true } => (
+                "wrong admin key: send the key whose hash is admin.key_sha256 as \"Authorization: Bearer KEY\" or by HTTP Basic \
+                 as the password",
+                &[BASIC_CHALLENGE, BEARER_CHALLENGE][..],
+            ),
+            AccessDenied::Unauthenticated { presented: false } => (
+                "admin key required: send it as \"Authorization: Bearer KEY\" or by HTTP Basic as the password",
+                &[BASIC_CHALLENGE, BEARER_CHALLENGE][..],
+            ),
+        };
+        // One header per challenge: Chromium ignores all but the first challenge of a header.
+        challenges.iter().fold(Self::new(StatusCode::UNAUTHORIZED, message), |error, challenge| {
+            error.with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge))
+        })
     }
 }
+
+const BASIC_CHALLENGE: &str = "Basic realm=\"wecom-proxy admin\", charset=\"UTF-8\"";
+const BEARER_CHALLENGE: &str = "Bearer realm=\"wecom-proxy admin\"";
 
 const READER_MESSAGE: &str = "this key may only read; send the operator's, whose hash is admin.key_sha256";
 

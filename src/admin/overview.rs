@@ -2,14 +2,16 @@
 
 use std::{cmp::Reverse, sync::Arc, time::SystemTime};
 
-use http::{Response, StatusCode};
+use http::StatusCode;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::{
-    Admin, milliseconds,
+    Admin,
+    error::{AdminResult, ApiError},
+    milliseconds,
     query::parameters,
-    response::{AdminBody, error_response, json_response},
+    response::json_response,
     unix_seconds,
 };
 use crate::{
@@ -49,17 +51,14 @@ impl OverviewQuery {
 
 impl Admin {
     /// The statistics of the last hour.
-    pub(super) async fn overview(self: Arc<Self>, query: Option<&str>) -> Response<AdminBody> {
-        let query = match OverviewQuery::parse(query) {
-            Ok(query) => query,
-            Err(message) => return error_response(StatusCode::BAD_REQUEST, &message),
-        };
+    pub(super) async fn overview(self: Arc<Self>, query: Option<&str>) -> AdminResult {
+        let query = OverviewQuery::parse(query).map_err(ApiError::bad_request)?;
         let json = blocking::spawn(move || {
             let now = SystemTime::now();
             self.metrics.collect(now);
             self.overview_json(&query, now, &self.metrics.last_hour())
         });
-        json_response(StatusCode::OK, &json.await.unwrap_or_default())
+        Ok(json_response(StatusCode::OK, &json.await?))
     }
 
     fn overview_json(&self, query: &OverviewQuery, now: SystemTime, hour: &HourStats) -> Value {

@@ -12,6 +12,11 @@ pub(super) fn parameters(query: Option<&str>) -> impl Iterator<Item = (&str, Str
     })
 }
 
+/// The value of a parameter.
+pub(super) fn parameter(query: Option<&str>, wanted: &str) -> Option<String> {
+    parameters(query).find(|(name, _)| *name == wanted).map(|(_, value)| value)
+}
+
 /// A number of items from 1 to `max`.
 pub(super) fn parse_limit(value: &str, max: usize) -> Result<usize, String> {
     let limit = value.parse().ok().filter(|limit| (1..=max).contains(limit));

@@ -6,25 +6,26 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, header};
+use http::{Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     Admin,
-    query::parameters,
-    response::{AdminBody, error_response, json_response},
+    error::{AdminResult, ApiError},
+    query::parameter,
+    response::json_response,
 };
 use crate::{
     blocking,
     config::Address,
     directory::{AgentRole, PassBuyer},
+    http1::io::Stream,
     inspector::{CapturedMessage, DetailCell, Exchange, ExchangeFilter, redact::MASK},
     secret::Masked,
     time::clock::unix_now,
+    upstream::send_http1,
 };
 
 /// Longer than the proxy's own time limits.
@@ -52,46 +53,30 @@ struct Replay {
 
 impl Admin {
     /// Sends the request of this id and time again and says how that went.
-    pub(super) async fn replay(self: Arc<Self>, query: Option<&str>) -> Response<AdminBody> {
+    pub(super) async fn replay(self: Arc<Self>, query: Option<&str>) -> AdminResult {
         let Some(filter) = parse_identity(query) else {
-            return error_response(
-                StatusCode::BAD_REQUEST,
-                "say which: ?id=REQUEST-ID&at=SECONDS, as in the exchange's request_id and at",
-            );
+            let message = "say which: ?id=REQUEST-ID&at=SECONDS, as in the exchange's request_id and at";
+            return Err(ApiError::bad_request(message));
         };
-        let address = match self.plain_listener() {
-            Ok(address) => address,
-            Err(message) => return error_response(StatusCode::CONFLICT, message),
-        };
+        let conflict = |message: &str| ApiError::new(StatusCode::CONFLICT, message);
+        let address = self.plain_listener().map_err(conflict)?;
         let admin = self.clone();
         // Blocking, because the redaction of the capture may not have ended yet.
         let replay = blocking::spawn(move || match &admin.recent.latest(&filter, 2)[..] {
-            [] => None,
-            [exchange] => Some(admin.prepare_replay(exchange)),
-            _ => Some(Err(NOT_UNIQUE)),
+            [] => Err(ApiError::not_found("there is no exchange of this id and time, or no longer")),
+            [exchange] => admin.prepare_replay(exchange).map_err(conflict),
+            _ => Err(conflict(NOT_UNIQUE)),
         });
-        match replay.await {
-            Ok(Some(Ok(replay))) => match timeout(REPLAY_TIMEOUT, send(address, replay)).await {
-                Ok(Ok((status, request_id))) => json_response(
-                    StatusCode::OK,
-                    &json!({ "ok": true, "status": status, "request_id": request_id }),
-                ),
-                Ok(Err(error)) => {
-                    tracing::warn!(%error, "replay failed");
-                    error_response(
-                        StatusCode::BAD_GATEWAY,
-                        "the proxy's listener did not take the request; the log says why",
-                    )
-                }
-                Err(_) => error_response(StatusCode::GATEWAY_TIMEOUT, "the request did not end in time"),
-            },
-            Ok(Some(Err(message))) => error_response(StatusCode::CONFLICT, message),
-            Ok(None) => error_response(
-                StatusCode::NOT_FOUND,
-                "there is no exchange of this id and time, or no longer",
-            ),
-            Err(_) => error_response(StatusCode::INTERNAL_SERVER_ERROR, "lookup failed"),
-        }
+        let sent = timeout(REPLAY_TIMEOUT, send(address, replay.await??)).await;
+        let sent =
+            sent.map_err(|_| ApiError::new(StatusCode::GATEWAY_TIMEOUT, "the request did not end in time"))?;
+        let (status, request_id) = sent.map_err(|error| {
+            tracing::warn!(%error, "replay failed");
+            let message = "the proxy's listener did not take the request; the log says why";
+            ApiError::new(StatusCode::BAD_GATEWAY, message)
+        })?;
+        let body = json!({ "ok": true, "status": status, "request_id": request_id });
+        Ok(json_response(StatusCode::OK, &body))
     }
 
     /// Where a request is sent again; why there is no such place.
@@ -165,12 +150,17 @@ impl Admin {
 
 /// The exchange that a query names by its id and its time, which is a number as in JSON.
 fn parse_identity(query: Option<&str>) -> Option<ExchangeFilter> {
-    let value = |wanted: &str| parameters(query).find(|(name, _)| *name == wanted).map(|(_, value)| value);
-    let seconds =
-        value("at")?.parse::<f64>().ok().filter(|seconds| seconds.is_finite() && *seconds >= 0.0)?;
+    let seconds = parameter(query, "at")?
+        .parse::<f64>()
+        .ok()
+        .filter(|seconds| seconds.is_finite() && *seconds >= 0.0)?;
     // Rounded: a fraction of a second in binary may be a little less than its milliseconds.
     let ended_in_ms = Some((seconds * 1000.0).round() as u128);
-    Some(ExchangeFilter { request_id: Some(value("id")?), ended_in_ms, ..ExchangeFilter::default() })
+    Some(ExchangeFilter {
+        request_id: Some(parameter(query, "id")?),
+        ended_in_ms,
+        ..ExchangeFilter::default()
+    })
 }
 
 /// Sends the request; returns the status and the request id of its response.
@@ -188,10 +178,8 @@ async fn send(
         request = request.header(header::CONTENT_TYPE, content_type);
     }
     let request = request.body(Full::new(Bytes::from(body)))?;
-    let stream = TcpStream::connect(address).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let response = sender.send_request(request).await?;
+    let stream = Stream::Tcp(TcpStream::connect(address).await?);
+    let response = send_http1(stream, request).await?;
     let status = response.status().as_u16();
     let id =
         response.headers().get("x-request-id").and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
@@ -200,6 +188,5 @@ async fn send(
     while let Some(frame) = body.frame().await {
         frame?;
     }
-    connection.abort();
     Ok((status, id))
 }

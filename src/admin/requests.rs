@@ -3,7 +3,7 @@
 use std::{fmt::Write, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode};
 use serde_json::json;
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, watch},
@@ -12,9 +12,10 @@ use tokio::{
 
 use super::{
     Admin,
+    error::{AdminResult, ApiError},
     exchange_filter::{next_cursor, parse_filter},
     exchange_json::{exchange_json, exchange_json_with_detail},
-    response::{AdminBody, error_response, json_response, with_content_type},
+    response::{AdminBody, json_response, with_content_type},
 };
 use crate::{
     blocking,
@@ -30,11 +31,8 @@ const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
 
 impl Admin {
     /// The recent exchanges, the newest first.
-    pub(super) async fn requests(self: Arc<Self>, query: Option<&str>) -> Response<AdminBody> {
-        let (filter, limit) = match parse_filter(query) {
-            Ok(query) => query,
-            Err(message) => return error_response(StatusCode::BAD_REQUEST, &message),
-        };
+    pub(super) async fn requests(self: Arc<Self>, query: Option<&str>) -> AdminResult {
+        let (filter, limit) = parse_filter(query).map_err(ApiError::bad_request)?;
         let limit = limit.unwrap_or(DEFAULT_LIMIT).min(self.recent.capacity());
         // Blocking, because the buffer may be very large.
         let response = blocking::spawn(move || {
@@ -44,21 +42,18 @@ impl Admin {
             let listed: Vec<_> = exchanges.iter().map(|exchange| to_json(&self, exchange)).collect();
             json_response(StatusCode::OK, &json!({ "requests": listed, "next": next }))
         });
-        response.await.unwrap_or_else(|_| error_response(StatusCode::INTERNAL_SERVER_ERROR, "lookup failed"))
+        Ok(response.await?)
     }
 
     /// New exchanges as server-sent events.
-    pub(super) fn stream<B>(self: Arc<Self>, request: &Request<B>) -> Response<AdminBody> {
-        let filter = match parse_filter(request.uri().query()) {
-            Ok((ExchangeFilter { before: Some(_), .. }, _) | (_, Some(_))) => {
-                return error_response(StatusCode::BAD_REQUEST, "a stream has no limit and no before");
-            }
-            Ok((filter, None)) => filter,
-            Err(message) => return error_response(StatusCode::BAD_REQUEST, &message),
-        };
-        let Ok(permit) = self.stream_permits.clone().try_acquire_owned() else {
-            return error_response(StatusCode::SERVICE_UNAVAILABLE, "too many stream readers");
-        };
+    pub(super) fn stream<B>(self: Arc<Self>, request: &Request<B>) -> AdminResult {
+        let (filter, limit) = parse_filter(request.uri().query()).map_err(ApiError::bad_request)?;
+        if filter.before.is_some() || limit.is_some() {
+            return Err(ApiError::bad_request("a stream has no limit and no before"));
+        }
+        let permit = self.stream_permits.clone().try_acquire_owned();
+        let permit =
+            permit.map_err(|_| ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "too many stream readers"))?;
         let (sender, chunks) = mpsc::channel(1);
         if *request.method() == Method::GET {
             let reader = StreamReader {
@@ -76,7 +71,7 @@ impl Admin {
         response
             .headers_mut()
             .insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
-        response
+        Ok(response)
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body::{Frame, SizeHint};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::mpsc;
 
 /// The body of a response.
@@ -64,50 +64,5 @@ pub(super) fn json_response(status: StatusCode, body: &Value) -> Response<AdminB
     let mut response =
         with_content_type("application/json", AdminBody::Full(Bytes::from(format!("{body}\n"))));
     *response.status_mut() = status;
-    response
-}
-
-/// An error response with a text.
-pub(super) fn error_response(status: StatusCode, message: &str) -> Response<AdminBody> {
-    json_response(status, &json!({ "error": message }))
-}
-
-/// The response to a method other than `methods`.
-pub(super) fn method_not_allowed(methods: &'static str) -> Response<AdminBody> {
-    let message =
-        if methods == "POST" { "method not allowed, use POST" } else { "method not allowed, use GET" };
-    let mut response = error_response(StatusCode::METHOD_NOT_ALLOWED, message);
-    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
-    response
-}
-
-/// A write without the right key as a Bearer token.
-pub(super) fn write_unauthenticated() -> Response<AdminBody> {
-    let message = "admin key required: send the key whose hash is admin.key_sha256 as \"Authorization: Bearer KEY\"; for changes it is \
-                   accepted in no other way";
-    let mut response = error_response(StatusCode::UNAUTHORIZED, message);
-    let challenge = HeaderValue::from_static("Bearer realm=\"wecom-proxy admin\"");
-    response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
-    response
-}
-
-/// The key is missing, or the `presented` one is wrong.
-pub(super) fn unauthenticated(presented: bool) -> Response<AdminBody> {
-    let message = match presented {
-        true => {
-            "wrong admin key: send the key whose hash is admin.key_sha256 as \"Authorization: Bearer KEY\" or by HTTP Basic \
-             as the password"
-        }
-        false => {
-            "admin key required: send it as \"Authorization: Bearer KEY\" or by HTTP Basic as the password"
-        }
-    };
-    let mut response = error_response(StatusCode::UNAUTHORIZED, message);
-    // One header per challenge: Chromium ignores all but the first challenge of a header.
-    for challenge in
-        ["Basic realm=\"wecom-proxy admin\", charset=\"UTF-8\"", "Bearer realm=\"wecom-proxy admin\""]
-    {
-        response.headers_mut().append(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
-    }
     response
 }

@@ -3,15 +3,16 @@
 
 use std::sync::Arc;
 
-use http::{Request, Response, StatusCode};
+use http::{Request, StatusCode};
 use serde_json::{Value, json};
 
 use super::{
     Admin,
     agent_list::{AgentPage, ListQuery},
     agents::{agent_json, corp_row_json},
-    query::parameters,
-    response::{AdminBody, error_response, json_response, method_not_allowed},
+    error::{AdminResult, ApiError},
+    query::parameter,
+    response::json_response,
 };
 use crate::{
     blocking,
@@ -22,10 +23,7 @@ use crate::{
 
 impl Admin {
     /// The response to a request for suites; `None` for any other path.
-    pub(super) async fn handle_suites<B>(
-        self: &Arc<Self>,
-        request: &Request<B>,
-    ) -> Option<Response<AdminBody>> {
+    pub(super) async fn handle_suites<B>(self: &Arc<Self>, request: &Request<B>) -> Option<AdminResult> {
         let rest = request.uri().path().strip_prefix("/api/suites")?;
         let (name, resource) = match rest.strip_prefix('/').map(|rest| rest.split_once('/')) {
             None if rest.is_empty() => ("", ""),
@@ -33,13 +31,13 @@ impl Admin {
             _ => return None,
         };
         if !matches!(*request.method(), http::Method::GET | http::Method::HEAD) {
-            return Some(method_not_allowed("GET, HEAD"));
+            return Some(Err(ApiError::method_not_allowed("GET, HEAD")));
         }
         if resource.is_empty() {
             return Some(self.list_suites().await);
         }
         let Some(agent) = self.settings.suites.suite_agent(name) else {
-            return Some(error_response(StatusCode::NOT_FOUND, "there is no suite of this name"));
+            return Some(Err(ApiError::not_found("there is no suite of this name")));
         };
         let query = request.uri().query();
         Some(match resource {
@@ -49,19 +47,16 @@ impl Admin {
     }
 
     /// Suites with the age of their ticket and the number of their corps, and providers; each with its token as an agent.
-    async fn list_suites(self: &Arc<Self>) -> Response<AdminBody> {
+    async fn list_suites(self: &Arc<Self>) -> AdminResult {
         let directory = self.directory.load_full();
         // There can be very many corps.
-        let listed = blocking::spawn(move || suites_json(&directory)).await;
-        json_response(StatusCode::OK, &listed.unwrap_or_default())
+        let listed = blocking::spawn(move || suites_json(&directory)).await?;
+        Ok(json_response(StatusCode::OK, &listed))
     }
 
     /// A page of the corps of a suite, each as `/api/agents` lists an agent.
-    async fn list_corps(self: &Arc<Self>, agent: Arc<Agent>, query: Option<&str>) -> Response<AdminBody> {
-        let query = match ListQuery::parse(query) {
-            Ok(query) => query,
-            Err(message) => return error_response(StatusCode::BAD_REQUEST, &message),
-        };
+    async fn list_corps(self: &Arc<Self>, agent: Arc<Agent>, query: Option<&str>) -> AdminResult {
+        let query = ListQuery::parse(query).map_err(ApiError::bad_request)?;
         let admin = self.clone();
         let listed = blocking::spawn(move || {
             let (directory, troubles) = (admin.directory.load_full(), admin.collect_troubles());
@@ -70,25 +65,21 @@ impl Admin {
             let corps: Vec<_> = agents.iter().map(|corp| corp_row_json(corp, &directory)).collect();
             json!({ "corps": corps, "next": next, "total": total })
         });
-        json_response(StatusCode::OK, &listed.await.unwrap_or_default())
+        Ok(json_response(StatusCode::OK, &listed.await?))
     }
 
-    async fn install_link(&self, agent: &Arc<Agent>, query: Option<&str>) -> Response<AdminBody> {
-        let value =
-            |wanted: &str| parameters(query).find(|(name, _)| *name == wanted).map(|(_, value)| value);
-        let Some(redirect_uri) = value("redirect_uri").filter(|uri| !uri.is_empty()) else {
+    async fn install_link(&self, agent: &Arc<Agent>, query: Option<&str>) -> AdminResult {
+        let Some(redirect_uri) = parameter(query, "redirect_uri").filter(|uri| !uri.is_empty()) else {
             let message = "redirect_uri is missing: https://HOST/callbacks/NAME/authorized, of a domain that the console lists";
-            return error_response(StatusCode::BAD_REQUEST, message);
+            return Err(ApiError::bad_request(message));
         };
-        let state = value("state").unwrap_or_default();
+        let state = parameter(query, "state").unwrap_or_default();
         let link = self.settings.suites.install_link(agent, &redirect_uri, &state, unix_now()).await;
         match link {
-            Ok(link) => json_response(StatusCode::OK, &json!({ "url": link.expose() })),
-            Err(error @ InstallLinkError::State) => {
-                error_response(StatusCode::BAD_REQUEST, &error.to_string())
-            }
+            Ok(link) => Ok(json_response(StatusCode::OK, &json!({ "url": link.expose() }))),
+            Err(error @ InstallLinkError::State) => Err(ApiError::bad_request(error.to_string())),
             Err(InstallLinkError::Fetch(failure)) => {
-                error_response(StatusCode::BAD_GATEWAY, &failure.public_message())
+                Err(ApiError::new(StatusCode::BAD_GATEWAY, failure.public_message()))
             }
         }
     }

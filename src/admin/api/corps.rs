@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use http::{Response, StatusCode};
 
-use super::super::{Admin, response::AdminBody};
+use super::super::{Admin, error::ApiError, response::AdminBody};
 use super::{
     entry::{EntryKind, corp_json},
-    error::ApiError,
     write::{
         Attempts, Change, EntryWrite, dry_run_response, next_entry, no_content, reject_entry_of_file,
         written_response,

@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 
-use super::{entry::EntryKind, error::ApiError};
+use super::{super::error::ApiError, entry::EntryKind};
 use crate::{directory::StoredEntry, state::State};
 
 /// The entry in the state.

@@ -3,7 +3,7 @@
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 
-use super::error::ApiError;
+use super::super::error::ApiError;
 use crate::{
     config::{
         self, AgentConfig, AgentNames, AgentSettings, ClientConfig, ClientKey, CorpConfig, JsonTable,

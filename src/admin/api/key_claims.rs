@@ -4,9 +4,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
+    super::error::ApiError,
     current::read_current,
     entry::{EntryKind, same_key},
-    error::ApiError,
 };
 use crate::{
     config::KeyHash,

@@ -5,12 +5,12 @@ use serde_json::json;
 
 use super::super::{
     Admin,
+    error::{AdminResult, ApiError},
     response::{AdminBody, json_response},
 };
 use super::{
     current::read_current,
     entry::{EntryKind, version_tag},
-    error::ApiError,
     key_claims::claim_writes,
     preconditions::{Evaluation, Preconditions},
     write::{MAX_ATTEMPTS, insert_tag, no_content, precondition_failed, reject_entry_of_file},
@@ -38,7 +38,7 @@ impl Admin {
         name: &str,
         change: &KeyChange<'_>,
         preconditions: &Preconditions,
-    ) -> Result<Response<AdminBody>, ApiError> {
+    ) -> AdminResult {
         for _ in 0..MAX_ATTEMPTS {
             reject_entry_of_file(EntryKind::Client, name, &self.directory.load())?;
             let current = read_current(state, EntryKind::Client, name).await?;
@@ -85,8 +85,7 @@ fn change_list(
         }
         KeyChange::Delete(id) => {
             let at = entry.keys.iter().position(|key| key.id == *id);
-            let at =
-                at.ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, "the client has no key of this id"))?;
+            let at = at.ok_or_else(|| ApiError::not_found("the client has no key of this id"))?;
             if entry.keys.len() == 1 {
                 return Err(conflict(
                     "this is the client's only key; make another one first, or delete the client",

@@ -1,19 +1,18 @@
 //! `GET` of agents and clients.
 
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, StatusCode};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::super::{
     Admin,
     agents::cancelled_message,
-    response::{AdminBody, json_response},
+    error::{AdminResult, ApiError},
+    response::json_response,
 };
 use super::{
     entry::{EntryKind, agent_json, agent_tag, client_json, client_tag, corp_json},
-    error::ApiError,
     preconditions::{Evaluation, Preconditions},
-    request::bad_request,
     write::insert_tag,
 };
 use crate::{
@@ -23,12 +22,7 @@ use crate::{
 
 impl Admin {
     /// One agent or client, as it is in force.
-    pub(super) fn read_entry(
-        &self,
-        kind: EntryKind,
-        name: &str,
-        headers: &HeaderMap,
-    ) -> Result<Response<AdminBody>, ApiError> {
+    pub(super) fn read_entry(&self, kind: EntryKind, name: &str, headers: &HeaderMap) -> AdminResult {
         let directory = self.directory.load();
         let entry = match kind {
             EntryKind::Agent => {
@@ -42,7 +36,7 @@ impl Admin {
         let cancelled = directory.find_cancelled_corp(name).filter(|_| kind == EntryKind::Agent);
         let (body, tag) = entry.ok_or_else(|| match directory.is_complete() {
             true => match cancelled {
-                Some(corp) => ApiError::new(StatusCode::NOT_FOUND, cancelled_message(corp).english()),
+                Some(corp) => ApiError::not_found(cancelled_message(corp).english()),
                 None => kind.not_found(),
             },
             false => {
@@ -53,7 +47,7 @@ impl Admin {
     }
 
     /// All clients. Their entity tag changes with each of theirs.
-    pub(super) fn read_clients(&self, headers: &HeaderMap) -> Result<Response<AdminBody>, ApiError> {
+    pub(super) fn read_clients(&self, headers: &HeaderMap) -> AdminResult {
         let directory = self.directory.load();
         let mut digest = Sha256::new();
         let clients = directory.clients().map(|client| {
@@ -77,12 +71,8 @@ fn entry_json(agent: &Agent) -> Option<Map<String, Value>> {
     }
 }
 
-fn conditional_response(
-    headers: &HeaderMap,
-    tag: &str,
-    body: impl FnOnce() -> Value,
-) -> Result<Response<AdminBody>, ApiError> {
-    let preconditions = Preconditions::from_headers(headers).map_err(bad_request)?;
+fn conditional_response(headers: &HeaderMap, tag: &str, body: impl FnOnce() -> Value) -> AdminResult {
+    let preconditions = Preconditions::from_headers(headers).map_err(ApiError::bad_request)?;
     let mut response = match preconditions.evaluate(Some(tag), true) {
         Evaluation::Proceed => json_response(StatusCode::OK, &body()),
         Evaluation::NotModified => {

@@ -9,7 +9,7 @@ use percent_encoding::percent_decode_str;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use super::{super::query::parameters, error::ApiError};
+use super::super::{error::ApiError, query::parameters};
 
 /// Longer than any agent or client.
 const MAX_BODY_BYTES: usize = 1 << 20;
@@ -81,20 +81,16 @@ impl WriteOptions {
             let value = match &*value {
                 "1" | "true" => true,
                 "0" | "false" => false,
-                _ => return Err(bad_request("write 1 or 0 for a parameter, as in ?dry_run=1")),
+                _ => return Err(ApiError::bad_request("write 1 or 0 for a parameter, as in ?dry_run=1")),
             };
             match name {
                 "dry_run" => options.dry_run = value,
                 "verify" => options.verify = value,
-                _ => return Err(bad_request("unknown parameter; use dry_run or verify")),
+                _ => return Err(ApiError::bad_request("unknown parameter; use dry_run or verify")),
             }
         }
         Ok(options)
     }
-}
-
-pub(super) fn bad_request(message: &str) -> ApiError {
-    ApiError::new(StatusCode::BAD_REQUEST, message)
 }
 
 /// Refuses a body of another type. A form of another site's page can send none of these types.
@@ -134,7 +130,7 @@ pub(super) async fn read_body(body: Incoming) -> Result<Zeroizing<Vec<u8>>, ApiE
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
             Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "the body is longer than 1 MiB"))
         }
-        Ok(Err(_)) => Err(bad_request("the body is incomplete")),
+        Ok(Err(_)) => Err(ApiError::bad_request("the body is incomplete")),
         Err(_) => Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body did not arrive within 30 s")),
     }
 }

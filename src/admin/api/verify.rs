@@ -4,13 +4,10 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use super::super::Admin;
-use super::{
-    entry::{Checked, EntryKind},
-    error::ApiError,
-};
+use super::super::{Admin, error::ApiError};
+use super::entry::{Checked, EntryKind};
 use crate::{
-    config::AgentConfig,
+    config::CorpConfig,
     directory::{self, Directory, Suite},
     tokens::{CachedToken, Credentials, TokenCache},
 };
@@ -41,41 +38,32 @@ impl Drop for VerifiedToken {
 }
 
 impl Admin {
-    /// Fetches a token for an agent or corp, unless that was done before.
+    /// Fetches a token for an agent or corp, unless that was done before; during a backoff, that is the last failure.
     pub(super) async fn verify_once(
         &self,
         checked: &Checked,
         verified: &mut Option<VerifiedToken>,
     ) -> Result<(), ApiError> {
-        let credentials = match checked {
-            Checked::Agent(agent) => directory::first_credentials(agent),
-            Checked::Corp(corp) => {
-                directory::corp_credentials(&corp.corpid, corp.permanent_code.clone(), &corp.origin)
+        let (name, credentials, key) = match checked {
+            Checked::Agent(agent) => (&agent.name, directory::first_credentials(agent), "secret"),
+            Checked::Corp(CorpConfig { name, corpid, permanent_code, origin, .. }) => {
+                let credentials = directory::corp_credentials(corpid, permanent_code.clone(), origin);
+                (name, credentials, "permanent_code")
             }
             Checked::Client(_) => return Ok(()),
         };
         if verified.as_ref().is_some_and(|verified| verified.is_for(&credentials)) {
             return Ok(());
         }
-        let fetched = match checked {
+        let token = match checked {
             Checked::Corp(corp) => {
-                let suite = self.directory.load().suite_by_name(&corp.suite);
-                let token =
-                    suite.map(|suite| suite.named_corp_token(&corp.name, credentials, &self.token_cache));
-                let token = token.ok_or_else(ApiError::busy)?;
-                self.verify_token(&corp.name, token, "permanent_code").await?
+                let suite = self.directory.load().suite_by_name(&corp.suite).ok_or_else(ApiError::busy)?;
+                suite.named_corp_token(name, credentials, &self.token_cache)
             }
-            Checked::Agent(agent) => self.verify(agent).await?,
-            Checked::Client(_) => return Ok(()),
+            _ => self.token_cache.entry(name, credentials, false),
         };
-        *verified = Some(fetched);
+        *verified = Some(self.verify_token(name, token, key).await?);
         Ok(())
-    }
-
-    /// Fetches a token with the agent's first secret; during a backoff, that is the last failure.
-    async fn verify(&self, agent: &AgentConfig) -> Result<VerifiedToken, ApiError> {
-        let token = self.token_cache.entry(&agent.name, directory::first_credentials(agent), false);
-        self.verify_token(&agent.name, token, "secret").await
     }
 
     /// Fetches a token of an authorised corp with its permanent code.

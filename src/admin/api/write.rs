@@ -6,12 +6,12 @@ use serde_json::{Map, Value, json};
 
 use super::super::{
     Admin,
+    error::{AdminResult, ApiError},
     response::{AdminBody, json_response, with_content_type},
 };
 use super::{
     current::{Current, read_current},
     entry::{self, EntryKind, version_tag},
-    error::ApiError,
     key_claims::{claim_writes, release_writes},
     merge_patch,
     preconditions::{Evaluation, Preconditions},
@@ -57,11 +57,7 @@ pub(super) struct Attempts {
 impl Admin {
     /// Carries out a write. What it is judged by is the newest version in the state, which another process can have
     /// written.
-    pub(super) async fn write_entry(
-        &self,
-        state: &State,
-        write: &EntryWrite<'_>,
-    ) -> Result<Response<AdminBody>, ApiError> {
+    pub(super) async fn write_entry(&self, state: &State, write: &EntryWrite<'_>) -> AdminResult {
         let suite = self.suite_of_corp(write)?;
         let mut attempts = Attempts::default();
         for _ in 0..MAX_ATTEMPTS {

@@ -1,16 +1,19 @@
-//! Errors of the API for agents and clients.
+//! Errors of the admin listener, and their responses.
 
-use http::{HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
-use tokio::time::Instant;
+use tokio::{sync::oneshot::error::RecvError, time::Instant};
 
-use super::super::response::{AdminBody, json_response};
+use super::response::{AdminBody, json_response};
 use crate::{
     config,
     state::{ReadError, WriteError},
     tokens::{FetchError, ceil_seconds},
     wecom::errcode,
 };
+
+/// The response to a request, or why it was not carried out.
+pub(super) type AdminResult = Result<Response<AdminBody>, ApiError>;
 
 /// Why a request was not carried out. Boxed, because results are passed through many functions.
 #[derive(Debug)]
@@ -20,7 +23,7 @@ pub(super) struct ApiError(Box<ErrorParts>);
 struct ErrorParts {
     status: StatusCode,
     body: Value,
-    header: Option<(HeaderName, HeaderValue)>,
+    headers: HeaderMap,
 }
 
 impl ApiError {
@@ -29,7 +32,23 @@ impl ApiError {
     }
 
     fn with_body(status: StatusCode, body: Value) -> Self {
-        Self(Box::new(ErrorParts { status, body, header: None }))
+        Self(Box::new(ErrorParts { status, body, headers: HeaderMap::new() }))
+    }
+
+    /// 400.
+    pub(super) fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// 404.
+    pub(super) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    /// 405: the method is not one of `methods`.
+    pub(super) fn method_not_allowed(methods: &'static str) -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, format!("method not allowed, use {methods}"))
+            .with_header(header::ALLOW, HeaderValue::from_static(methods))
     }
 
     /// 422: the value of a key is not valid.
@@ -76,16 +95,14 @@ impl ApiError {
     }
 
     pub(super) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.0.header = Some((name, value));
+        self.0.headers.append(name, value);
         self
     }
 
     pub(super) fn into_response(self) -> Response<AdminBody> {
-        let ErrorParts { status, body, header } = *self.0;
+        let ErrorParts { status, body, headers } = *self.0;
         let mut response = json_response(status, &body);
-        if let Some((name, value)) = header {
-            response.headers_mut().insert(name, value);
-        }
+        response.headers_mut().extend(headers);
         response
     }
 }
@@ -94,6 +111,13 @@ impl ApiError {
 impl From<config::Error> for ApiError {
     fn from(config::Error { key, message, .. }: config::Error) -> Self {
         Self::invalid(key.as_deref().unwrap_or_default(), message.english())
+    }
+}
+
+/// 500: the work panicked.
+impl From<RecvError> for ApiError {
+    fn from(_: RecvError) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "lookup failed")
     }
 }
 
