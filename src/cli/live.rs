@@ -90,10 +90,7 @@ pub fn inspect(location: AdminLocation<'_>, agent: &str, duration: Duration) -> 
 fn act_on(location: AdminLocation<'_>, agent: &str, action: &str) -> Result<Value, CliError> {
     let client = ListenerClient::admin(location)?;
     let response = block_on(async { client.post(&format!("/api/agents/{}/{action}", encode(agent))).await })?;
-    match is_unknown_agent(&response) {
-        true => Err(unknown_agent(agent)),
-        false => response.into_json(),
-    }
+    if is_unknown_agent(&response) { Err(unknown_agent(agent)) } else { response.into_json() }
 }
 
 /// Whether the proxy itself says so: another program at this address has other errors.

@@ -235,10 +235,7 @@ fn read_keys<'a>(
 
 /// Reads `key_sha256`: one hash, or a list of at most [`MAX_CLIENT_KEYS`], none of them twice.
 fn read_key_hashes<'a>(item: &ConfigValue<'a>) -> Result<LocatedKeys<'a>, Error> {
-    let items = match item.is_list() {
-        true => item.list(key_hash::EXPECTED)?,
-        false => vec![item.clone()],
-    };
+    let items = if item.is_list() { item.list(key_hash::EXPECTED)? } else { vec![item.clone()] };
     if items.is_empty() || items.len() > MAX_CLIENT_KEYS {
         return Err(item.error(format_text!(
             "lists {} keys; write 1 to {MAX_CLIENT_KEYS}",

@@ -124,10 +124,7 @@ impl Proxy {
         let own = &self.settings.upstreams[context.upstream_index()].authority;
         let is_own = std::str::from_utf8(authority)
             .is_ok_and(|named| named.eq_ignore_ascii_case(own) || is_local_authority(named, *local));
-        match is_own {
-            true => Ok(()),
-            false => Err(ErrorKind::BadRequest.error(OTHER_HOST_MESSAGE)),
-        }
+        if is_own { Ok(()) } else { Err(ErrorKind::BadRequest.error(OTHER_HOST_MESSAGE)) }
     }
 
     /// Whether an absolute-form authority is the connection's local address and port (or localhost), or an upstream

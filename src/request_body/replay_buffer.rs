@@ -141,10 +141,7 @@ impl ReplayBuffer {
         let length = self.content_length.unwrap_or_default();
         let in_memory =
             length <= self.budget.max_memory_per_body() && self.memory_reservation.try_grow(length);
-        match in_memory || self.disk_reservation.try_grow(length) {
-            true => Ok(()),
-            false => Err(ReplayBudgetExceeded),
-        }
+        if in_memory || self.disk_reservation.try_grow(length) { Ok(()) } else { Err(ReplayBudgetExceeded) }
     }
 
     /// Whether all received bytes are buffered. A full disk costs the retry, not the request.

@@ -222,10 +222,7 @@ impl State {
         let suite = self.suites.of_agent(Some(suite_agent))?;
         let permanent_code = random::url_safe_text(86);
         self.agents.record_issued(&permanent_code);
-        let kind = match suite.is_customized {
-            true => AgentKind::Application,
-            false => AgentKind::ThirdPartyCorp,
-        };
+        let kind = if suite.is_customized { AgentKind::Application } else { AgentKind::ThirdPartyCorp };
         let agent = SimulatedAgent {
             name: format!("{}:{corpid}", suite.name),
             corpid: corpid.to_owned(),

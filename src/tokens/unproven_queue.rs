@@ -95,10 +95,7 @@ impl UnprovenQueue {
     /// Takes the next agent, whose turn it is until [`UnprovenQueue::finish`].
     pub(super) fn pop(&mut self) -> Option<Arc<CachedToken>> {
         loop {
-            let next = match self.from_oldest {
-                true => self.untried.pop_front(),
-                false => self.untried.pop_back(),
-            };
+            let next = if self.from_oldest { self.untried.pop_front() } else { self.untried.pop_back() };
             let next = next.or_else(|| self.failed.pop_front())?;
             if let Some(agent) = next.upgrade() {
                 self.current = next;

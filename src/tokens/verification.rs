@@ -18,10 +18,7 @@ impl CachedToken {
     /// failure budget of the address, and fails with [`FetchError::Throttled`] where that is spent: it is queued for no
     /// later attempt, because its caller would not have the result.
     pub async fn verify(self: &Arc<Self>) -> Outcome {
-        let permit = match self.kind.risks_address() {
-            true => Some(self.acquire_verification().await?),
-            false => None,
-        };
+        let permit = if self.kind.risks_address() { Some(self.acquire_verification().await?) } else { None };
         let refresh = {
             let mut state = self.state.lock();
             if let Some(failure) = state.backoff.active_failure(Instant::now()) {

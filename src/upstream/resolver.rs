@@ -119,10 +119,7 @@ impl Resolver {
             }
             (lookup_ended, name.is_stale_usable())
         };
-        let wait_until = match has_stale {
-            true => deadline.min(Instant::now() + STALE_WAIT_TIMEOUT),
-            false => deadline,
-        };
+        let wait_until = if has_stale { deadline.min(Instant::now() + STALE_WAIT_TIMEOUT) } else { deadline };
         let is_ended = timeout_at(wait_until, lookup_ended.changed()).await.is_ok();
         let mut names = self.names.lock();
         let name = names.entry(host.to_owned()).or_default();

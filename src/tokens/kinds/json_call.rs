@@ -79,9 +79,10 @@ pub async fn call_with_suite_token(
         ReplaceOutcome::Unavailable(failure) => return Err(FetchError::SuiteToken(failure)),
     };
     let second = body_of(suite.call(call(&next.value)).await?)?;
-    match is_refusal(&second) {
-        true => suite.mark_refused_again(&next, path),
-        false => next.mark_accepted_on(path),
+    if is_refusal(&second) {
+        suite.mark_refused_again(&next, path)
+    } else {
+        next.mark_accepted_on(path)
     }
     Ok(second)
 }

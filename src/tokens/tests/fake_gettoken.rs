@@ -242,9 +242,10 @@ impl FetchToken for FakeGettoken {
             if self.inner().agent_responses.get(agent) == Some(&FakeResponse::None) {
                 std::future::pending::<()>().await;
             }
-            match delay.is_zero() {
-                true => tokio::task::yield_now().await,
-                false => tokio::time::sleep(delay).await,
+            if delay.is_zero() {
+                tokio::task::yield_now().await
+            } else {
+                tokio::time::sleep(delay).await
             }
             let _ = self.paused.subscribe().wait_for(|paused| !paused).await;
             self.respond(credentials)
