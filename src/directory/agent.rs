@@ -117,16 +117,8 @@ impl Agent {
         if let Some(previous) = with_same_credentials.filter(is_unchanged) {
             return previous.clone();
         }
-        let (pass_keys, capture_switch) = match with_same_credentials {
-            Some(previous) => (previous.pass_keys.clone(), previous.capture_switch.clone()),
-            None => {
-                let previous = previous.filter(|previous| previous.corpid == corpid);
-                let before = previous.map(|previous| (&*previous.pass_keys, &previous.token));
-                let pass_keys =
-                    AgentPassKeys::new(shared.pass_key.clone(), origin.generation(), &token, before);
-                (Arc::new(pass_keys), Arc::default())
-            }
-        };
+        let same_corp = previous.filter(|previous| previous.corpid == corpid);
+        let (pass_keys, capture_switch) = Self::take_over(shared, &origin, &token, same_corp);
         let rate_limiter = reuse_or_create_limiter(
             shared.limits,
             settings.limit,
@@ -143,6 +135,21 @@ impl Agent {
             pass_keys,
             ..Self::new(name, corpid, origin, token, AgentRole::Application)
         })
+    }
+
+    /// Pass keys and capture switch: those of the agent before, if it has the same credentials, else new ones.
+    pub(super) fn take_over(
+        shared: &Shared<'_>,
+        origin: &Origin,
+        token: &AgentToken,
+        previous: Option<&Arc<Self>>,
+    ) -> (Arc<AgentPassKeys>, Arc<CaptureSwitch>) {
+        if let Some(previous) = previous.filter(|previous| previous.token.is_same_as(token)) {
+            return (previous.pass_keys.clone(), previous.capture_switch.clone());
+        }
+        let before = previous.map(|previous| (&*previous.pass_keys, &previous.token));
+        let pass_keys = AgentPassKeys::new(shared.pass_key.clone(), origin.generation(), token, before);
+        (Arc::new(pass_keys), Arc::default())
     }
 
     /// One without settings, of the default upstream.

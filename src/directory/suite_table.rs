@@ -9,7 +9,6 @@ use foldhash::fast::RandomState;
 use super::{
     Agent, AgentRole, Client, Directory, Shared, Suite, SuiteState, corp_credentials,
     named_corps::{CorpNames, NamedCorp},
-    pass_keys::AgentPassKeys,
     reuse_or_create_limiter,
 };
 use crate::{
@@ -290,16 +289,7 @@ impl Shared<'_> {
         previous: Option<&Arc<Agent>>,
     ) -> Agent {
         let token = AgentToken::Fixed(entry);
-        let unchanged = previous.filter(|previous| previous.token.is_same_as(&token));
-        let (pass_keys, capture_switch) = match unchanged {
-            Some(previous) => (previous.pass_keys.clone(), previous.capture_switch.clone()),
-            None => {
-                let before = previous.map(|previous| (&*previous.pass_keys, &previous.token));
-                let generation = origin.generation();
-                let pass_keys = AgentPassKeys::new(self.pass_key.clone(), generation, &token, before);
-                (Arc::new(pass_keys), Arc::default())
-            }
-        };
+        let (pass_keys, capture_switch) = Agent::take_over(self, &origin, &token, previous);
         Agent { capture_switch, pass_keys, ..Agent::new(name, corpid, origin, token, role) }
     }
 }

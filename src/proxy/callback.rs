@@ -15,7 +15,7 @@ use super::{
     authenticate::{authenticate_key, presented_key_hashes},
     error::{ErrorKind, ProxyError},
     head_check::check_head,
-    permissions::charge_rate_limit,
+    permissions::charge_client,
     request::Request,
     request_context::RequestContext,
     response::Response,
@@ -98,7 +98,7 @@ impl Proxy {
             return Err(ErrorKind::Unauthenticated.error(message));
         };
         request.authorized.set(true);
-        charge_rate_limit(client.rate_limiter.as_ref(), context.started, "this client")?;
+        charge_client(Some(client), context)?;
         let last_event_id = request
             .headers
             .iter()

@@ -12,7 +12,7 @@ use super::{
     authenticate::{self, reject_pass},
     decision::{Exchange, TokenChoice, TokenParam},
     error::{ErrorKind, ProxyError},
-    permissions::{charge_rate_limit, check_allow_and_rate},
+    permissions::{charge_client, check_allow_and_rate},
     query,
     request::Request,
     request_context::RequestContext,
@@ -96,11 +96,7 @@ impl Proxy {
             .map(Masked::new)
             .ok_or_else(|| refused(fields.missing_secret, format!("{} missing", fields.secret)))?;
         let secret_client = directory.client_by_key(secret.expose()).cloned();
-        if let (Some(header_client), Some(secret_client)) = (&context.client, &secret_client)
-            && !Arc::ptr_eq(header_client, secret_client)
-        {
-            return Err(ErrorKind::BadRequest.error("keys of two clients; send only one"));
-        }
+        reject_second_client(context.client.as_ref(), secret_client.as_ref())?;
         let agent = find_owner(&directory, kind, id);
         let is_authenticated = context.client.is_some() || directory.is_open();
         let agent = match agent {
@@ -219,13 +215,19 @@ fn reject_other_agent(
     Err(ErrorKind::BadRequest.error(message))
 }
 
-fn charge_client(client: Option<&Client>, context: &RequestContext) -> Result<(), ProxyError> {
-    let limiter = client.and_then(|client| client.rate_limiter.as_ref());
-    charge_rate_limit(limiter, context.started, "this client")
+/// Refuses a request that presents the keys of two clients.
+pub(super) fn reject_second_client(
+    one: Option<&Arc<Client>>,
+    other: Option<&Arc<Client>>,
+) -> Result<(), ProxyError> {
+    match one.zip(other).is_none_or(|(one, other)| Arc::ptr_eq(one, other)) {
+        true => Ok(()),
+        false => Err(ErrorKind::BadRequest.error("keys of two clients; send only one")),
+    }
 }
 
 /// WeCom's error in HTTP 200, so that the program's own handling works.
-pub(super) fn refused(errcode: i64, message: String) -> ProxyError {
+pub(super) fn refused(errcode: i64, message: impl Into<String>) -> ProxyError {
     ErrorKind::GettokenRefused.error(message).with_errcode(errcode)
 }
 
@@ -237,8 +239,11 @@ pub(super) fn string_member<'a>(members: &'a Map<String, Value>, name: &str) -> 
     members.get(name)?.as_str().filter(|text| !text.is_empty())
 }
 
+/// The beginning of a response with an access_token.
+pub(super) const ACCESS_TOKEN_PREFIX: &str = r#"{"errcode":0,"errmsg":"ok","access_token":""#;
+
 /// A response with WeCom's key order and no spaces, because some programs parse it by position.
-fn token_response(prefix: &str, pass: &Masked) -> Response {
+pub(super) fn token_response(prefix: &str, pass: &Masked) -> Response {
     let expires_in = ADVERTISED_TTL.as_secs();
     // One allocation, which is wiped on drop.
     let body = [prefix, pass.expose(), &format!(r#"","expires_in":{expires_in}}}"#)].concat();
@@ -262,19 +267,19 @@ impl Proxy {
     ) -> Result<Exchanged, ProxyError> {
         let members = json_members(body);
         let corpid = string_member(&members, "auth_corpid")
-            .ok_or_else(|| refused(errcode::MISSING_CORPID, "auth_corpid missing".to_owned()))?;
+            .ok_or_else(|| refused(errcode::MISSING_CORPID, "auth_corpid missing"))?;
         if string_member(&members, "permanent_code").is_none() {
-            return Err(refused(errcode::MISSING_PERMANENT_CODE, "permanent_code missing".to_owned()));
+            return Err(refused(errcode::MISSING_PERMANENT_CODE, "permanent_code missing"));
         }
         let client = context.client.clone();
         let corp = suite_agent.suite().and_then(|suite| suite.corp(corpid));
         let corp = corp.filter(|corp| client.as_ref().is_none_or(|client| client.may_use_agent(corp)));
         let corp = corp.ok_or_else(|| {
-            let message = "invalid permanent_code: this suite has no such corp for this client".to_owned();
+            let message = "invalid permanent_code: this suite has no such corp for this client";
             refused(errcode::INVALID_PERMANENT_CODE, message)
         })?;
         if suite_agent.suite().is_some_and(|suite| suite.is_customized_template()) {
-            let message = "a customized app gets its token by gettoken, not by get_corp_token".to_owned();
+            let message = "a customized app gets its token by gettoken, not by get_corp_token";
             return Err(refused(errcode::API_FORBIDDEN, message));
         }
         context.agent = Some(corp.clone());
@@ -282,7 +287,7 @@ impl Proxy {
         let buyer = pass_buyer(&self.directory.load(), request, client.as_deref());
         let pass = corp.issue_pass(buyer, unix_now());
         context.errcode = Some(errcode::OK);
-        Ok(Exchanged::Response(token_response(r#"{"errcode":0,"errmsg":"ok","access_token":""#, &pass)))
+        Ok(Exchanged::Response(token_response(ACCESS_TOKEN_PREFIX, &pass)))
     }
 }
 

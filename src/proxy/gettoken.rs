@@ -2,23 +2,22 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use http::StatusCode;
 use percent_encoding::percent_decode_str;
 
 use super::{
     authenticate,
     error::{ErrorKind, ProxyError},
-    permissions::charge_rate_limit,
+    exchange::{ACCESS_TOKEN_PREFIX, pass_buyer, refused, reject_second_client, token_response},
+    permissions::charge_client,
     request::Request,
     request_context::RequestContext,
     response::Response,
 };
 use crate::{
     directory::{Agent, Client, Directory, PassBuyer},
-    secret::{Masked, wipe_on_drop},
+    secret::Masked,
     suites::{STAND_IN_PREFIX, Suites},
     time::clock::unix_now,
-    tokens::passes::ADVERTISED_TTL,
     wecom::errcode,
 };
 
@@ -36,21 +35,14 @@ pub(super) fn respond(
     let corpsecret = query_param(query, "corpsecret").map(|secret| Masked::new(secret.into_owned()));
     // WeCom looks for the secret first.
     let corpsecret = corpsecret.ok_or_else(|| {
-        gettoken_error(
-            errcode::MISSING_SECRET,
-            "corpsecret missing: corpid and corpsecret belong in the query",
-        )
+        refused(errcode::MISSING_SECRET, "corpsecret missing: corpid and corpsecret belong in the query")
     })?;
     let corpid = corpid.ok_or_else(|| {
-        gettoken_error(errcode::MISSING_CORPID, "corpid missing: corpid and corpsecret belong in the query")
+        refused(errcode::MISSING_CORPID, "corpid missing: corpid and corpsecret belong in the query")
     })?;
 
     let secret_client = directory.client_by_key(corpsecret.expose()).cloned();
-    if let (Some(header_client), Some(secret_client)) = (&header_client, &secret_client)
-        && !Arc::ptr_eq(header_client, secret_client)
-    {
-        return Err(ErrorKind::BadRequest.error("keys of two clients; send only one"));
-    }
+    reject_second_client(header_client.as_ref(), secret_client.as_ref())?;
     let requested = authenticate::requested_agent(&request.target, &request.headers)?;
     let is_stand_in = corpsecret.expose().starts_with(STAND_IN_PREFIX);
     let by_stand_in = stand_in_owner(directory, suites, &corpid, &corpsecret);
@@ -76,21 +68,19 @@ pub(super) fn respond(
         }
     };
     context.agent = Some(agent.clone());
-    if let Some(client) = &client {
-        charge_rate_limit(client.rate_limiter.as_ref(), context.started, "this client")?;
-    }
+    charge_client(client.as_deref(), context)?;
     let key = client.as_ref().and_then(|client| {
         let in_headers = request.presented_keys().filter_map(|key| std::str::from_utf8(key).ok());
         std::iter::once(corpsecret.expose()).chain(in_headers).find_map(|key| client.find_key(key))
     });
     let buyer = match (&client, key) {
         (Some(client), Some(key)) => PassBuyer::Client(client, key),
-        (client, _) if is_stand_in => super::exchange::pass_buyer(directory, request, client.as_deref()),
+        (client, _) if is_stand_in => pass_buyer(directory, request, client.as_deref()),
         _ => PassBuyer::OwnSecret(&corpsecret),
     };
     let pass = agent.issue_pass(buyer, unix_now());
     context.errcode = Some(errcode::OK);
-    Ok(pass_response(&pass))
+    Ok(token_response(ACCESS_TOKEN_PREFIX, &pass))
 }
 
 /// The client and the corp of a stand-in for the permanent code of a customized app's corp.
@@ -123,14 +113,10 @@ fn reject_other_owner(
     requested: Option<&str>,
     corp: &Arc<Agent>,
 ) -> Result<(), ProxyError> {
-    if let (Some(header_client), Some(client)) = (header_client, client)
-        && !Arc::ptr_eq(header_client, client)
-    {
-        return Err(ErrorKind::BadRequest.error("keys of two clients; send only one"));
-    }
+    reject_second_client(header_client.as_ref(), client.as_ref())?;
     let is_other = |name| !authenticate::may_stand_for(directory, name, corp);
     match requested.is_some_and(is_other) {
-        true => Err(gettoken_error(errcode::INVALID_CORPID, "invalid corpid: the path names another agent")),
+        true => Err(refused(errcode::INVALID_CORPID, "invalid corpid: the path names another agent")),
         false => Ok(()),
     }
 }
@@ -143,7 +129,7 @@ fn select_agent(
     corpid: &str,
 ) -> Result<Arc<Agent>, ProxyError> {
     let invalid_corpid =
-        || gettoken_error(errcode::INVALID_CORPID, "invalid corpid: this key has no agent with this corpid");
+        || refused(errcode::INVALID_CORPID, "invalid corpid: this key has no agent with this corpid");
     let corps = |suite: Option<&str>| {
         let is_of_suite =
             |corp: &Arc<Agent>| suite.is_none_or(|suite| authenticate::may_stand_for(directory, suite, corp));
@@ -174,7 +160,7 @@ fn select_agent(
     let first = agents.next().ok_or_else(invalid_corpid)?;
     if agents.next().is_some() {
         let message = "this key has several agents with this corpid; put the agent's name first in the path (/NAME/cgi-bin/gettoken)";
-        return Err(gettoken_error(errcode::INVALID_CORPID, message));
+        return Err(refused(errcode::INVALID_CORPID, message));
     }
     Ok(first)
 }
@@ -187,7 +173,7 @@ fn invalid_credential(directory: &Directory, corpid: &str, requested: Option<&st
         return unknown_prefix();
     }
     if directory.has_corpid(corpid) || directory.has_corp(corpid) {
-        gettoken_error(
+        refused(
             errcode::INVALID_SECRET,
             match requested {
                 None => "invalid credential: corpsecret is neither a client's key nor a secret that is accepted here",
@@ -199,7 +185,7 @@ fn invalid_credential(directory: &Directory, corpid: &str, requested: Option<&st
         )
         .with_wrong_key()
     } else {
-        gettoken_error(errcode::INVALID_CORPID, "invalid corpid: no agent has this corpid").with_wrong_key()
+        refused(errcode::INVALID_CORPID, "invalid corpid: no agent has this corpid").with_wrong_key()
     }
 }
 
@@ -208,21 +194,6 @@ fn unknown_prefix() -> ProxyError {
     let message = "no agent of this name for this client: what stands before /cgi-bin/gettoken (or in X-Wecom-Agent) must be \
                    an agent's name; without it, corpid chooses the agent";
     ErrorKind::UnknownAgent.error(message)
-}
-
-fn gettoken_error(errcode: i64, message: &str) -> ProxyError {
-    ErrorKind::GettokenRefused.error(message).with_errcode(errcode)
-}
-
-/// Response with WeCom's key order and no spaces, because legacy programs parse it by position.
-fn pass_response(pass: &Masked) -> Response {
-    let expires_in = ADVERTISED_TTL.as_secs();
-    let prefix = r#"{"errcode":0,"errmsg":"ok","access_token":""#;
-    // One allocation, which is wiped on drop.
-    let body = [prefix, pass.expose(), &format!(r#"","expires_in":{expires_in}}}"#)].concat();
-    let mut response = Response::local(StatusCode::OK, wipe_on_drop(body.into_bytes()));
-    response.headers.append(b"cache-control", b"no-store");
-    response
 }
 
 /// The decoded value of a parameter; `None` if absent or empty. `+` is not decoded: keys and secrets contain no

@@ -36,7 +36,7 @@ impl Proxy {
         let members = json_members(body);
         let auth_code = string_member(&members, "auth_code")
             .map(Masked::new)
-            .ok_or_else(|| refused(errcode::INVALID_AUTH_CODE, "auth_code missing".to_owned()))?;
+            .ok_or_else(|| refused(errcode::INVALID_AUTH_CODE, "auth_code missing"))?;
         let Some(suite) = suite_agent.suite() else { return Err(could_not_keep("no suite")) };
         let version = if is_v2 { RedeemVersion::V2 } else { RedeemVersion::V1 };
         let suites = &self.settings.suites;
@@ -81,7 +81,7 @@ impl Proxy {
                     self.settings.suites.is_stand_in(stand_in, suite, corpid, context.client.as_deref());
                 let corp = suite.corp(corpid).filter(|_| is_own).ok_or_else(|| {
                     let message = "invalid permanent_code: it is no stand-in of this client for this corp";
-                    refused(errcode::INVALID_PERMANENT_CODE, message.to_owned())
+                    refused(errcode::INVALID_PERMANENT_CODE, message)
                 })?;
                 let entries = corp.token.entries();
                 let real = entries.first().map(|entry| entry.credentials().secret.expose());

@@ -16,12 +16,8 @@ use crate::{directory::Client, limits::RateLimiter, tokens::ceil_seconds};
 #[inline(always)]
 pub(super) fn check_allow_and_rate(request: &Request, context: &RequestContext) -> Result<(), ProxyError> {
     check_allowed(context.client.as_deref(), &request.method, request.target.normalized_path())?;
-    let (client, agent) = (context.client.as_ref(), context.agent.as_ref());
-    charge_rate_limit(
-        client.and_then(|client| client.rate_limiter.as_ref()),
-        context.started,
-        "this client",
-    )?;
+    charge_client(context.client.as_deref(), context)?;
+    let agent = context.agent.as_ref();
     charge_rate_limit(agent.and_then(|agent| agent.rate_limiter.as_ref()), context.started, "this agent")
 }
 
@@ -42,9 +38,16 @@ fn not_allowed(client: &Client) -> ProxyError {
     ErrorKind::Forbidden.error(message)
 }
 
+/// Charges a request to its client.
+#[inline]
+pub(super) fn charge_client(client: Option<&Client>, context: &RequestContext) -> Result<(), ProxyError> {
+    let limiter = client.and_then(|client| client.rate_limiter.as_ref());
+    charge_rate_limit(limiter, context.started, "this client")
+}
+
 /// Charges a request received at `now` to a rate limiter, or rejects it.
 #[inline]
-pub(super) fn charge_rate_limit(
+fn charge_rate_limit(
     limiter: Option<&Arc<RateLimiter>>,
     now: Instant,
     subject: &str,

@@ -1,4 +1,7 @@
 //! TCP connections to a host by name: addresses are tried as Happy Eyeballs does (RFC 8305).
+//!
+//! Ours: the connector of hyper-util starts a second attempt for the other address family only, and gives each address of one
+//! family a part of the time in turn, so that one silent address delays all behind it.
 
 use std::{
     future::{Future, poll_fn},
