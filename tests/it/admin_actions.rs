@@ -1,5 +1,7 @@
 //! Admin actions (refresh, reload) and their protection against cross-site requests.
 
+use std::net::SocketAddr;
+
 use http::{Request, StatusCode};
 use serde_json::json;
 use wecom_proxy::simulator::{Settings, Simulator};
@@ -15,6 +17,11 @@ async fn post_action(proxy: &TestProxy, path: &str, headers: &[(&str, &str)]) ->
     let request =
         headers.iter().fold(Request::post(path), |request, (name, value)| request.header(*name, *value));
     TestClient::connect_http1(proxy.admin_address()).await.request(request, "").await
+}
+
+async fn lists_added_agent(admin: SocketAddr) -> bool {
+    let response = TestClient::connect_http1(admin).await.request(Request::get("/api/agents"), "").await;
+    response.text().contains("\"it\"")
 }
 
 const JSON: (&str, &str) = ("content-type", "application/json");
@@ -82,14 +89,7 @@ async fn reload_action_applies_the_configuration() {
     assert_eq!(body["needs_restart"], json!(["replay"]));
     assert!(!response.text().contains("a-secret-of-it"), "{}", response.text());
     // The log level changes with the reload.
-    assert!(
-        TestClient::connect_http1(admin)
-            .await
-            .request(Request::get("/api/agents"), "")
-            .await
-            .text()
-            .contains("\"it\"")
-    );
+    assert!(lists_added_agent(admin).await);
 
     write(&format!("{OPEN_CONFIG}\n[agents.it]\nnonsense = 1\n"));
     let response = reload().await;
@@ -100,14 +100,7 @@ async fn reload_action_applies_the_configuration() {
         response.text()
     );
     proxy.err.wait_for_line("the old one stays active").await;
-    assert!(
-        TestClient::connect_http1(admin)
-            .await
-            .request(Request::get("/api/agents"), "")
-            .await
-            .text()
-            .contains("\"it\"")
-    );
+    assert!(lists_added_agent(admin).await);
     assert_eq!(proxy.stop().await.status, 0);
 }
 

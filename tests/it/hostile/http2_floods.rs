@@ -103,6 +103,13 @@ async fn assert_nothing_since(runner: &mut CaseRunner, before: usize, name: &str
     assert!(arrivals.is_empty(), "{name}: {arrivals:?}");
 }
 
+/// The stream, or the connection with it, ended without a response.
+fn assert_refused(end: &StreamEnd, name: &str) {
+    let is_refused =
+        matches!(end, StreamEnd::GoAway(_) | StreamEnd::Closed | StreamEnd::Refused | StreamEnd::Reset(_));
+    assert!(is_refused, "{name}: {end:?}");
+}
+
 #[tokio::test]
 async fn endless_header_block_is_cut_off() {
     let mut runner = CaseRunner::start().await;
@@ -116,13 +123,7 @@ async fn endless_header_block_is_cut_off() {
     ] {
         let before = runner.recorder.arrival_count();
         let end = flood_and_get(&mut runner, [opening.clone(), frame.repeat(count)].concat(), 1).await;
-        assert!(
-            matches!(
-                end,
-                StreamEnd::GoAway(_) | StreamEnd::Closed | StreamEnd::Refused | StreamEnd::Reset(_)
-            ),
-            "{name}: {end:?}"
-        );
+        assert_refused(&end, name);
         assert_nothing_since(&mut runner, before, name).await;
     }
 }
@@ -158,13 +159,7 @@ async fn hpack_bomb_is_refused() {
         let before = runner.recorder.arrival_count();
         let bytes = encode_frame(HEADERS, END_HEADERS | END_STREAM, 1, &block);
         let end = flood_and_get(&mut runner, bytes, 1).await;
-        assert!(
-            matches!(
-                end,
-                StreamEnd::GoAway(_) | StreamEnd::Closed | StreamEnd::Refused | StreamEnd::Reset(_)
-            ),
-            "{name}: {end:?}"
-        );
+        assert_refused(&end, name);
         assert_nothing_since(&mut runner, before, name).await;
     }
 }
