@@ -1,14 +1,13 @@
 //! gettoken, handled by the proxy: a client's key, or an accepted secret of an agent, is exchanged for a pass.
 
-use std::{borrow::Cow, sync::Arc};
-
-use percent_encoding::percent_decode_str;
+use std::sync::Arc;
 
 use super::{
     authenticate,
     error::{ErrorKind, ProxyError},
     exchange::{ACCESS_TOKEN_PREFIX, pass_buyer, refused, reject_second_client, token_response},
     permissions::charge_client,
+    query::param_value,
     request::Request,
     request_context::RequestContext,
     response::Response,
@@ -31,8 +30,8 @@ pub(super) fn respond(
     context: &mut RequestContext,
 ) -> Result<Response, ProxyError> {
     let query = request.target.query().unwrap_or_default();
-    let corpid = query_param(query, "corpid");
-    let corpsecret = query_param(query, "corpsecret").map(|secret| Masked::new(secret.into_owned()));
+    let corpid = param_value(query, "corpid");
+    let corpsecret = param_value(query, "corpsecret").map(|secret| Masked::new(&**secret));
     // WeCom looks for the secret first.
     let corpsecret = corpsecret.ok_or_else(|| {
         refused(errcode::MISSING_SECRET, "corpsecret missing: corpid and corpsecret belong in the query")
@@ -194,14 +193,4 @@ fn unknown_prefix() -> ProxyError {
     let message = "no agent of this name for this client: what stands before /cgi-bin/gettoken (or in X-Wecom-Agent) must be \
                    an agent's name; without it, corpid chooses the agent";
     ErrorKind::UnknownAgent.error(message)
-}
-
-/// The decoded value of a parameter; `None` if absent or empty. `+` is not decoded: keys and secrets contain no
-/// spaces, and many programs send `+` unencoded.
-fn query_param<'a>(query: &'a str, name: &str) -> Option<Cow<'a, str>> {
-    let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-    let mut values =
-        pairs.filter(|(key, _)| percent_decode_str(key).eq(name.bytes())).map(|(_, value)| value);
-    let value = percent_decode_str(values.next()?).decode_utf8().ok()?;
-    (!value.is_empty()).then_some(value)
 }

@@ -104,7 +104,8 @@ pub(super) fn param_values(query: &str) -> impl Iterator<Item = Zeroizing<String
     values.map(|value| Zeroizing::new(decoded(value).trim().to_owned()))
 }
 
-/// The decoded value of a parameter; `None` if it is missing or empty.
+/// The decoded value of a parameter; `None` if it is missing or empty. `+` is not decoded: keys and secrets contain no
+/// spaces, and many programs send `+` unencoded.
 pub(super) fn param_value(query: &str, name: &str) -> Option<Zeroizing<String>> {
     let mut values =
         parameters(query).filter(|parameter| is_named(parameter, name)).filter_map(name_and_value);

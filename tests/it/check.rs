@@ -350,7 +350,7 @@ async fn untrusted_certificate_is_reported() {
         ..Settings::default()
     };
     let config_with_ca = |ca: Option<&Authority>| {
-        let ca = ca.map(|ca| format!("ca_file = \"{}\"", ca.ca_file().display())).unwrap_or_default();
+        let ca = ca.map(Authority::ca_config_line).unwrap_or_default();
         format!("[upstream]\nurl = \"https://{{api}}\"\n{ca}\n{{agents}}")
     };
     let setup = CheckSetup::start_with(settings_with(authority.issue_server("127.0.0.1"))).await;

@@ -8,7 +8,7 @@ use wecom_proxy::simulator::Settings;
 use crate::{
     harness::{OPEN_CONFIG, write_config},
     harness::{start_simulator_with_config, wait_for},
-    process::{ExitOutput, Process, curl, log_field, run, run_wecom_proxy, tool, wecom_proxy},
+    process::{ExitOutput, Process, curl, log_field, run, run_line, run_wecom_proxy, tool, wecom_proxy},
 };
 
 const REPOSITORY_CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/proxy.toml");
@@ -53,14 +53,6 @@ async fn demo_prints_three_working_curl_commands() {
     let dashboard = stdout.lines().find(|line| line.starts_with("Dashboard of the proxy")).expect("a line");
     let (_, link) = dashboard.split_once(": ").expect("a link");
     assert!(curl(&[link]).await.contains("<title>wecom-proxy</title>"), "{dashboard}");
-    tool("curl");
-    let run_line = async |line: &str| {
-        let mut bash = Command::new(tool("bash"));
-        bash.args(["-c", line]).env("no_proxy", "*");
-        let output = run(bash).await;
-        assert_eq!(output.status, 0, "{line}: {}", output.err);
-        output.out
-    };
     let first: serde_json::Value = serde_json::from_str(&run_line(command_lines[0]).await).expect("JSON");
     assert_eq!((&first["errcode"], &first["userid"]), (&0.into(), &"zhangsan".into()), "{first}");
     let second: serde_json::Value = serde_json::from_str(&run_line(command_lines[1]).await).expect("JSON");

@@ -55,8 +55,8 @@ async fn start_proxy_via(via: &str) -> TestProxy {
     let authority = Authority::new();
     let tls = authority.issue_server("127.0.0.1").server_config(&["h2", "http/1.1"]);
     let toml = format!(
-        "[server]\nlisten = \"127.0.0.1:0\"\n[upstream]\nurl = \"https://{{api}}\"\nca_file = \"{}\"\nvia = {via}\n{{agents}}",
-        authority.ca_file().display(),
+        "[server]\nlisten = \"127.0.0.1:0\"\n[upstream]\nurl = \"https://{{api}}\"\n{}\nvia = {via}\n{{agents}}",
+        authority.ca_config_line(),
     );
     TestProxy::start_with_settings(Settings { tls: Some(tls), ..Settings::default() }, &toml).await
 }

@@ -16,7 +16,7 @@ use wecom_proxy::simulator::Settings;
 
 use crate::{
     certificates::Authority,
-    harness::{TestProxy, scripted_upstream},
+    harness::{TestProxy, scripted_upstream, with_upstream_tls},
 };
 
 /// The protocol of the simulated WeCom.
@@ -32,21 +32,20 @@ impl UpstreamProtocol {
     /// authority that issued the upstream's certificate.
     async fn start_proxy(self, server: &str, upstream: &str) -> (TestProxy, Authority) {
         let authority = Authority::new();
-        let over_tls = |alpn: &[&str]| {
-            let tls = Some(authority.issue_server("127.0.0.1").server_config(alpn));
-            let url = format!("url = \"https://{{api}}\"\nca_file = \"{}\"", authority.ca_file().display());
-            (Settings { tls, ..Settings::default() }, url)
-        };
-        let (settings, url) = match self {
-            Self::Http1 => (Settings::default(), "url = \"http://{api}\"".to_owned()),
-            Self::Http1Tls => over_tls(&["http/1.1"]),
-            Self::Http2 => over_tls(&["h2"]),
-        };
         let toml = format!(
-            "[server]\nlisten = \"127.0.0.1:0\"\n{server}\n[upstream]\n{url}\n{upstream}\n[replay]\nmemory = \
+            "[server]\nlisten = \"127.0.0.1:0\"\n{server}\n[upstream]\nurl = \"http://{{api}}\"\n{upstream}\n[replay]\nmemory = \
              \"64KiB\"\n{{agents}}"
         );
-        (TestProxy::start_with_settings(settings, &toml).await, authority)
+        let over_tls = |alpn| {
+            let tls = authority.issue_server("127.0.0.1").server_config(&[alpn]);
+            (Some(tls), with_upstream_tls(&toml, &authority.ca_file()))
+        };
+        let (tls, toml) = match self {
+            Self::Http1 => (None, toml),
+            Self::Http1Tls => over_tls("http/1.1"),
+            Self::Http2 => over_tls("h2"),
+        };
+        (TestProxy::start_with_settings(Settings { tls, ..Settings::default() }, &toml).await, authority)
     }
 }
 

@@ -207,9 +207,7 @@ async fn closed_client_ends_its_streamed_response() {
     let proxy = TestProxy::start_with_upstream(upstream.address, OPEN_CONFIG).await;
     let mut connection = RawConnection::connect(proxy.address()).await;
     connection.send(raw_get(USER_GET)).await.expect("sent");
-    let mut call = upstream.next_call().await;
-    let head = "HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nContent-Length: 9000000000\r\n\r\n";
-    call.connection.send(head).await.expect("sent");
+    let mut call = upstream.next_download().await;
     assert!(connection.read_head().await.starts_with("HTTP/1.1 200 "));
     drop(connection);
     // A failed write to the client ends the call.

@@ -10,7 +10,8 @@ use wecom_proxy::simulator::{Fault, Settings, SimulatedAgent, Simulator};
 use crate::{
     certificates::Authority,
     harness::{
-        OPEN_CONFIG, TestClient, TestProxy, TestResponse, USER_GET, wait_for, with_timeout, write_config,
+        OPEN_CONFIG, TestClient, TestProxy, TestResponse, USER_GET, wait_for, with_timeout,
+        with_upstream_tls, write_config,
     },
     process::{Process, wecom_proxy},
 };
@@ -332,8 +333,7 @@ async fn new_content_of_ca_file_is_taken_up() {
     let dir = TempDir::new().expect("a directory");
     let ca_file = dir.path().join("ca.pem");
     fs::copy(old.ca_file(), &ca_file).expect("copied");
-    let toml = OPEN_CONFIG
-        .replace("\"http://{api}\"", &format!("\"https://{{api}}\"\nca_file = \"{}\"", ca_file.display()));
+    let toml = with_upstream_tls(OPEN_CONFIG, &ca_file);
     let settings = Settings {
         tls: Some(new.issue_server("127.0.0.1").server_config(&["http/1.1"])),
         ..Settings::default()

@@ -8,7 +8,7 @@ use wecom_proxy::simulator::Settings;
 
 use crate::{
     certificates::Authority,
-    harness::{OPEN_CONFIG, TestProxy, TestResponse, USER_GET},
+    harness::{OPEN_CONFIG, TestProxy, TestResponse, USER_GET, with_upstream_tls},
 };
 
 const HR_SECRET: &str = "not-a-secret-hr-0000000000000000000000000000";
@@ -67,8 +67,7 @@ async fn reload_that_fails_at_its_callbacks_trusts_no_other_certificate() {
     let dir = TempDir::new().expect("a directory");
     let ca_file = dir.path().join("ca.pem");
     fs::copy(old.ca_file(), &ca_file).expect("copied");
-    let toml = OPEN_CONFIG
-        .replace("\"http://{api}\"", &format!("\"https://{{api}}\"\nca_file = \"{}\"", ca_file.display()));
+    let toml = with_upstream_tls(OPEN_CONFIG, &ca_file);
     let toml = toml + "[state]\npath = \"{dir}/state.db\"\nkey = \"a-state-key-of-the-tests-0123456789\"\n";
     let settings = Settings {
         tls: Some(old.issue_server("127.0.0.1").server_config(&["http/1.1"])),

@@ -115,7 +115,7 @@ fn write_secret_config(
 ) -> std::path::PathBuf {
     let operator = sha256(OPERATOR);
     let scheme = if authority.is_some() { "https" } else { "http" };
-    let ca = authority.map(|authority| format!("ca_file = \"{}\"", authority.ca_file().display()));
+    let ca = authority.map(Authority::ca_config_line);
     let text = CONFIG
         .replace("{url}", &format!("{scheme}://{}", wecom.api_addr()))
         .replace("{upstream}", &ca.unwrap_or_default())

@@ -255,9 +255,7 @@ async fn client_not_reading_applies_backpressure_to_the_upstream() {
     let proxy = TestProxy::start_with_upstream(upstream.address, OPEN_CONFIG).await;
     let mut connection = RawConnection::connect(proxy.address()).await;
     connection.send(raw_get(USER_GET)).await.expect("sent");
-    let mut call = upstream.next_call().await;
-    let head = "HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nContent-Length: 9000000000\r\n\r\n";
-    call.connection.send(head).await.expect("sent");
+    let mut call = upstream.next_download().await;
     let written = write_until_blocked(&mut call.connection, LARGE_BODY_BYTES).await;
     assert!(written < LARGE_BODY_BYTES, "the proxy took {written} unread bytes");
     assert!(connection.read_head().await.starts_with("HTTP/1.1 200 "));

@@ -291,9 +291,7 @@ async fn client_not_reading_is_disconnected() {
     .await;
     let mut connection = RawConnection::connect(proxy.address()).await;
     connection.send(raw_get(USER_GET)).await.expect("sent");
-    let mut call = upstream.next_call().await;
-    let head = "HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nContent-Length: 9000000000\r\n\r\n";
-    call.connection.send(head).await.expect("sent");
+    let mut call = upstream.next_download().await;
     let chunk = vec![b'x'; 64 * 1024];
     // The loop ends when the proxy closes the upstream connection.
     while call.connection.send(&chunk).await.is_ok() {}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use wecom_proxy::simulator::{Settings, generated_bytes};
 
-use crate::harness::{ECHO, OPEN_CONFIG, TestProxy, USER_GET, get_concurrently};
+use crate::harness::{ECHO, OPEN_CONFIG, TestProxy, USER_GET, get_concurrently, with_upstream_tls};
 
 /// The TLS configuration of an HTTP/2 server, and a directory with its certificate in `ca.pem`.
 pub fn http2_server_config() -> (Arc<rustls::ServerConfig>, TempDir) {
@@ -24,9 +24,7 @@ pub fn http2_server_config() -> (Arc<rustls::ServerConfig>, TempDir) {
 
 /// A configuration that trusts the upstream certificate in this directory.
 pub fn config_with_ca(dir: &TempDir) -> String {
-    let ca = dir.path().join("ca.pem");
-    let upstream = format!("url = \"https://{{api}}\"\nca_file = \"{}\"", ca.display());
-    OPEN_CONFIG.replace("url = \"http://{api}\"", &upstream)
+    with_upstream_tls(OPEN_CONFIG, &dir.path().join("ca.pem"))
 }
 
 /// A proxy whose simulator offers HTTP/2 over TLS, and the directory with its certificate.

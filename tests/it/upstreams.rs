@@ -58,10 +58,7 @@ impl PrivateWecom {
     /// `[upstreams.private]`.
     fn config(&self, more: &str) -> String {
         let scheme = if self.authority.is_some() { "https" } else { "http" };
-        let ca_file = self
-            .authority
-            .as_ref()
-            .map(|authority| format!("ca_file = \"{}\"\n", authority.ca_file().display()));
+        let ca_file = self.authority.as_ref().map(|authority| authority.ca_config_line() + "\n");
         CONFIG
             .replace("SCHEME", scheme)
             .replace("PRIVATE", &self.wecom.api_addr().to_string())

@@ -216,8 +216,7 @@ async fn target_may_be_https_with_a_certificate_of_its_own() {
     let authority = Authority::new();
     let receiver = CallbackTarget::start_tls(authority.issue_server("localhost").server_config(&[])).await;
     let url = format!("https://localhost:{}/", receiver.address.port());
-    let to = target("own", &url, &format!("ca_file = \"{}\"", authority.ca_file().display()))
-        + &target("built-in", &url, "");
+    let to = target("own", &url, &authority.ca_config_line()) + &target("built-in", &url, "");
     let proxy = TestProxy::start_with_config(&config(&to)).await;
     assert_accepted(&push(&proxy, &event("x", 1)).await);
     assert_eq!(receiver.wait_for(1).await[0].text(), event("x", 1));

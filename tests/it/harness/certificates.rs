@@ -61,6 +61,11 @@ impl Authority {
         self.issue_server(host).write_files(self.dir.path(), "server")
     }
 
+    /// The `ca_file` line of a client that trusts this authority.
+    pub fn ca_config_line(&self) -> String {
+        format!("ca_file = \"{}\"", self.ca_file().display())
+    }
+
     /// The path of its own certificate.
     pub fn ca_file(&self) -> PathBuf {
         self.dir.path().join("ca.pem")

@@ -313,6 +313,16 @@ pub async fn curl_outcome(arguments: &[&str]) -> ExitOutput {
     output
 }
 
+/// Runs a printed command line, which must succeed; returns what it writes.
+pub async fn run_line(line: &str) -> String {
+    tool("curl");
+    let mut bash = Command::new(tool("bash"));
+    bash.args(["-c", line]).env("no_proxy", "*");
+    let output = run(bash).await;
+    assert_eq!(output.status, 0, "{line}: {}", output.err);
+    output.out
+}
+
 /// A program by name; panics if it is missing.
 pub fn tool(name: &str) -> String {
     let found =

@@ -68,6 +68,12 @@ allow = ["/cgi-bin/user/*", "/cgi-bin/simulator/*"]
 always_200 = true
 "#;
 
+/// A configuration with the upstream over TLS, whose authority's certificate is in this file.
+pub fn with_upstream_tls(config: &str, ca_file: &Path) -> String {
+    let ca_file = ca_file.display();
+    config.replace("\"http://{api}\"", &format!("\"https://{{api}}\"\nca_file = \"{ca_file}\""))
+}
+
 /// The key of a client of [`CONFIG_WITH_CLIENTS`].
 pub fn client_key(client: &str) -> String {
     format!("key-of-{client}-0000000000")

@@ -179,7 +179,15 @@ impl ManualUpstream {
         with_timeout(self.try_next_call()).await.expect("a running upstream")
     }
 
-    /// The same without a time limit; `None` once the upstream has ended.
+    /// The next call, with the head of a response that is too long for all buffers.
+    pub async fn next_download(&mut self) -> UpstreamCall {
+        let mut call = self.next_call().await;
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: video/mp4\r\nContent-Length: 9000000000\r\n\r\n";
+        call.connection.send(head).await.expect("sent");
+        call
+    }
+
+    /// As [`next_call`](Self::next_call) without a time limit; `None` once the upstream has ended.
     pub async fn try_next_call(&mut self) -> Option<UpstreamCall> {
         self.calls.recv().await
     }

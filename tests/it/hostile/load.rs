@@ -23,7 +23,10 @@ use wecom_proxy::simulator::Settings;
 
 use crate::{
     certificates::Authority,
-    harness::{CONFIG_WITH_CLIENTS, ECHO, TestClient, TestProxy, client_key, wait_for, with_timeout},
+    harness::{
+        CONFIG_WITH_CLIENTS, ECHO, TestClient, TestProxy, client_key, wait_for, with_timeout,
+        with_upstream_tls,
+    },
     raw_http::RawConnection,
 };
 
@@ -263,11 +266,10 @@ fn start_clients(address: SocketAddr, strict: bool, served: &Arc<Notify>) -> Vec
 async fn start_proxy(alpn: Option<&str>) -> (TestProxy, Authority) {
     let authority = Authority::new();
     let tls = alpn.map(|alpn| authority.issue_server("127.0.0.1").server_config(&[alpn]));
-    let url = match alpn {
-        Some(_) => format!("url = \"https://{{api}}\"\nca_file = \"{}\"", authority.ca_file().display()),
-        None => "url = \"http://{api}\"".to_owned(),
+    let toml = match alpn {
+        Some(_) => with_upstream_tls(CONFIG_WITH_CLIENTS, &authority.ca_file()),
+        None => CONFIG_WITH_CLIENTS.to_owned(),
     };
-    let toml = CONFIG_WITH_CLIENTS.replace("url = \"http://{api}\"", &url);
     let toml = toml.replace("[admin]", "[replay]\nmemory = \"64KiB\"\n[admin]");
     (TestProxy::start_with_settings(Settings { tls, ..Settings::default() }, &toml).await, authority)
 }

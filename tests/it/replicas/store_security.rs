@@ -34,7 +34,7 @@ async fn store_tls_trusts_only_the_configured_ca() {
     .await;
     let url = format!("rediss://{}", redis.address());
     let store = |ca: &str| format!("store = {{ redis = \"{url}\", key = \"{STORE_KEY}\"{ca} }}");
-    let ca = format!(", ca_file = \"{}\"", authority.ca_file().display());
+    let ca = format!(", {}", authority.ca_config_line());
     let replicas = Replicas::start(2, &store(&ca)).await;
     replicas.load(20).await;
     assert_eq!(replicas.upstream_counts(), (1, 40));
@@ -48,7 +48,7 @@ async fn store_tls_trusts_only_the_configured_ca() {
 
     // The file at the same path gets the right content, and a reload takes it up.
     let other = Authority::new();
-    let ca = format!(", ca_file = \"{}\"", other.ca_file().display());
+    let ca = format!(", {}", other.ca_config_line());
     let config = format!("{OPEN_CONFIG}\n[tokens]\n{}\n", store(&ca));
     let reloaded = TestProxy::start_with_config(&config).await;
     wait_for("the TLS error", async || {

@@ -8,7 +8,7 @@ use wecom_proxy::simulator::SuiteEvent;
 use super::{PROVIDER_ID, SUITE_ID, SUITES, console, start_without_ticket};
 use crate::{
     harness::{TestProxy, client_key, wait_for},
-    process::{Process, curl, run, tool, wecom_proxy},
+    process::{Process, curl, run, run_line, tool, wecom_proxy},
 };
 
 /// The keys of the program as a target of re-encrypted messages.
@@ -84,14 +84,6 @@ async fn suite_demo_prints_four_working_curl_commands() {
     let stdout = demo.out.text();
     let lines: Vec<_> = stdout.lines().filter(|line| line.starts_with("curl ")).collect();
     assert_eq!(lines.len(), 4, "{stdout}");
-    let run_line = async |line: &str| {
-        let mut bash = Command::new(tool("bash"));
-        bash.args(["-c", line]).env("no_proxy", "*");
-        let output = run(bash).await;
-        assert_eq!(output.status, 0, "{line}: {}", output.err);
-        output.out
-    };
-    tool("curl");
     for line in &lines[..2] {
         let pushed: Value = serde_json::from_str(&run_line(line).await).expect("JSON");
         assert_eq!(
