@@ -41,6 +41,8 @@ pub mod request_body; // request bodies: streamed, bounded, buffered for a retry
 
 pub mod http1; // HTTP/1 on the wire, shared by server and upstream
 
+pub mod http2; // HTTP/2 on the wire, shared by server and upstream
+
 pub mod config; // proxy.toml, one file per section
 
 pub mod blocking; // threads for work that blocks; no panic where none can be had

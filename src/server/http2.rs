@@ -7,7 +7,6 @@ mod early_settings;
 mod frame_splitter;
 mod frame_tracker;
 mod incoming_body;
-mod keep_alive;
 mod request;
 mod response_writer;
 mod staged_input;

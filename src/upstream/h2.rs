@@ -1,31 +1,33 @@
-//! Requests on shared HTTP/2 connections. hyper implements the protocol; this file sets the bounds.
+//! Requests on shared HTTP/2 connections. h2 implements the protocol; this file sets the bounds.
 
 mod activity;
 mod error;
-mod request_body;
+mod request_writer;
+mod response_body;
 
 use std::{
-    cell::Cell,
     future::{Future, poll_fn},
     net::SocketAddr,
-    pin::{Pin, pin},
+    pin::Pin,
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
+use ::h2::{
+    RecvStream,
+    client::{Builder, Connection, ResponseFuture, SendRequest},
+};
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Request, Uri, Version, uri};
-use http_body::Body;
-use hyper::{body::Incoming, client::conn::http2, rt::Executor};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http::{HeaderName, HeaderValue, Method, Request, Uri, Version, header, uri};
 use tokio::{task::spawn_local, time::Instant};
 
+pub(super) use self::response_body::Http2UpstreamBody;
 use self::{
-    activity::{CLOSE_TIMEOUT, ConnectionActivity, CountedStream, PING_INTERVAL},
-    error::{classify_error, describe, handshake_error},
-    request_body::{Http2RequestBody, ReleaseReader, RequestProgress},
+    activity::{CLOSE_TIMEOUT, ConnectionActivity, CountedStream, OpenStreamGuard, PING_INTERVAL},
+    error::{classify_error, describe, handshake_error, not_sent},
+    request_writer::{BodyProgress, RequestWriter},
 };
 use super::{
     Delivery, Settings, UpstreamBody, UpstreamBodyKind, UpstreamError, UpstreamErrorKind, UpstreamRequest,
@@ -33,13 +35,13 @@ use super::{
 };
 use crate::{
     http1::{
-        framing::{copy_if_small, response_content_length},
+        framing::response_content_length,
         headers::{Headers, has_quotation_mark},
         io::Stream,
     },
+    http2::KeepAlive,
     request_body::BodyReader,
     text,
-    time::deadline::Deadline,
 };
 
 /// Stream window: maximum bytes of a response received before they are read.
@@ -53,26 +55,14 @@ const CONNECTION_WINDOW_BYTES: u32 = 32 * 1024 * 1024;
 const MAX_STREAMS: usize = (CONNECTION_WINDOW_BYTES / STREAM_WINDOW_BYTES) as usize;
 /// Sentinel: SETTINGS_MAX_CONCURRENT_STREAMS not received yet.
 const SETTINGS_NOT_RECEIVED: usize = usize::MAX - 1;
-/// Frame header (RFC 9113 §4.1).
-const FRAME_HEADER_BYTES: u64 = 9;
-/// Interval at which a new connection is checked for the upstream's SETTINGS.
-const SETTINGS_POLL_INTERVAL: Duration = Duration::from_millis(1);
+/// Maximum bytes of the headers of a response.
+const MAX_HEADER_LIST_BYTES: u32 = 64 * 1024;
 
-/// Spawns hyper's tasks on the local task set.
-#[derive(Clone)]
-struct LocalExecutor;
-
-impl<F: Future + 'static> Executor<F> for LocalExecutor {
-    fn execute(&self, task: F) {
-        spawn_local(task);
-    }
-}
-
-type Http2Connection = http2::Connection<TokioIo<CountedStream>, Http2RequestBody, LocalExecutor>;
+type Http2Connection = Connection<CountedStream, Bytes>;
 
 /// Handle of a shared connection.
 pub(super) struct Http2Sender {
-    send_request: http2::SendRequest<Http2RequestBody>,
+    send_request: SendRequest<Bytes>,
     activity: Rc<ConnectionActivity>,
 }
 
@@ -102,30 +92,32 @@ impl Http2Sender {
     ) -> Result<Self, UpstreamErrorKind> {
         let activity = ConnectionActivity::new(&stream, dialed_at, max_age);
         let stream = CountedStream { stream, activity: activity.clone() };
-        let (send_request, mut connection) = http2::Builder::new(LocalExecutor)
-            .timer(TokioTimer::new())
-            .keep_alive_interval(PING_INTERVAL)
-            .keep_alive_timeout(CLOSE_TIMEOUT)
-            .max_header_list_size(64 * 1024)
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        let (send_request, mut connection) = Builder::new()
+            .enable_push(false)
+            .max_header_list_size(MAX_HEADER_LIST_BYTES)
+            .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .initial_max_send_streams(SETTINGS_NOT_RECEIVED)
-            .handshake(TokioIo::new(stream))
+            .handshake(stream)
             .await
             .map_err(|error| handshake_error(&error))?;
-        while connection.current_max_send_streams() == SETTINGS_NOT_RECEIVED {
-            if let Ok(ended) = tokio::time::timeout(SETTINGS_POLL_INTERVAL, &mut connection).await {
-                let error = ended.err().map(|error| handshake_error(&error));
-                return Err(error.unwrap_or(UpstreamErrorKind::ClosedBeforeResponse));
+        let settings_received = poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(handshake_error(&error))),
+            Poll::Ready(Ok(())) => Poll::Ready(Err(UpstreamErrorKind::ClosedBeforeResponse)),
+            Poll::Pending if connection.max_concurrent_send_streams() == SETTINGS_NOT_RECEIVED => {
+                Poll::Pending
             }
-        }
+            Poll::Pending => Poll::Ready(Ok(())),
+        });
+        settings_received.await?;
         activity.max.set(max_streams(&connection));
         spawn_local(drive_connection(connection, activity.clone(), open));
         Ok(Self { send_request, activity })
     }
 
-    pub(super) fn is_closed(&self) -> bool {
-        self.send_request.is_closed()
+    /// Whether the connection has ended, or the upstream accepts no stream on it any more.
+    pub(super) fn is_closed(&mut self) -> bool {
+        matches!(self.send_request.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(_)))
     }
 
     pub(super) fn has_id(&self, connection: &ConnectionId) -> bool {
@@ -169,9 +161,7 @@ impl Http2Sender {
 
     /// Reserves a stream even beyond the capacity.
     pub(super) fn reserve_stream(&self) -> StreamSlot {
-        self.activity.open.update(|open| open + 1);
-        let guard = OpenStreamGuard { activity: self.activity.clone(), is_stuck: Cell::new(false) };
-        StreamSlot { send_request: self.send_request.clone(), guard }
+        StreamSlot { send_request: self.send_request.clone(), guard: OpenStreamGuard::new(&self.activity) }
     }
 }
 
@@ -180,7 +170,14 @@ async fn drive_connection(
     activity: Rc<ConnectionActivity>,
     _open: OpenConnection,
 ) {
+    let mut keep_alive = KeepAlive::new(connection.ping_pong(), PING_INTERVAL, CLOSE_TIMEOUT);
     let closed = poll_fn(|cx| {
+        // An idle connection is not kept alive, but a dead one ends before another request uses it.
+        let is_watched = activity.has_streams() || keep_alive.awaits_pong();
+        if is_watched && keep_alive.poll_gone(cx, activity.last_read_at.get()).is_ready() {
+            tracing::debug!("upstream HTTP/2 connection does not reply to PING");
+            return Poll::Ready(Ok(()));
+        }
         let polled = Pin::new(&mut connection).poll(cx);
         if polled.is_pending() {
             activity.max.set(max_streams(&connection));
@@ -193,76 +190,40 @@ async fn drive_connection(
 }
 
 fn max_streams(connection: &Http2Connection) -> usize {
-    connection.current_max_send_streams().clamp(1, MAX_STREAMS)
+    connection.max_concurrent_send_streams().clamp(1, MAX_STREAMS)
 }
 
 /// A reserved stream for one request.
 pub(super) struct StreamSlot {
-    send_request: http2::SendRequest<Http2RequestBody>,
+    send_request: SendRequest<Bytes>,
     guard: OpenStreamGuard,
-}
-
-/// Counts an open stream until it is dropped.
-struct OpenStreamGuard {
-    activity: Rc<ConnectionActivity>,
-    is_stuck: Cell<bool>,
-}
-
-impl OpenStreamGuard {
-    fn mark_stuck(&self) {
-        self.is_stuck.set(true);
-        self.activity.record_stuck_stream();
-    }
-}
-
-impl Drop for OpenStreamGuard {
-    fn drop(&mut self) {
-        self.activity.end_stream(self.is_stuck.get());
-    }
 }
 
 impl StreamSlot {
     pub(super) fn connection_id(&self) -> ConnectionId {
-        ConnectionId(self.guard.activity.clone())
+        ConnectionId(self.guard.activity().clone())
     }
 
     /// Sends a request and waits for the response head.
     pub(super) async fn send(
-        mut self,
+        self,
         settings: &Arc<Settings>,
         request: &UpstreamRequest<'_>,
         reader: Option<BodyReader>,
     ) -> Result<super::UpstreamResponse, UpstreamError> {
-        let activity = self.guard.activity.clone();
-        let reads_before = activity.reads.get();
-        let progress = Rc::new(RequestProgress::new(self.guard, reader));
-        let release_reader = ReleaseReader(progress.clone());
-        let http_request = build_request(settings, request, progress.clone())?;
-        let mut response_future = pin!(self.send_request.try_send_request(http_request));
-        let response = loop {
-            let chunks_before = progress.chunks.get();
-            match tokio::time::timeout(settings.response_timeout, &mut response_future).await {
-                Ok(Ok(response)) => break response,
-                Ok(Err(mut send_error)) => {
-                    let is_sent = send_error.take_message().is_none();
-                    return Err(classify_error(&send_error.into_error(), is_sent));
-                }
-                // While the body makes progress or the client is slow, the upstream is not late.
-                Err(_) if progress.awaits_client.get() => {}
-                Err(_) if progress.chunks.get() != chunks_before => {}
-                Err(_) => {
-                    if activity.reads.get() == reads_before {
-                        activity.dead.set(true);
-                    }
-                    return Err(UpstreamError {
-                        kind: UpstreamErrorKind::ResponseTimeout,
-                        delivery: Delivery::MaybeSent,
-                    });
-                }
-            }
+        let Self { mut send_request, guard } = self;
+        let head = build_request(settings, request)?;
+        poll_fn(|cx| send_request.poll_ready(cx)).await.map_err(|error| not_sent(&error))?;
+        let (mut response, stream) =
+            send_request.send_request(head, reader.is_none()).map_err(|error| not_sent(&error))?;
+        let progress = Rc::new(BodyProgress::default());
+        let writer_task = match reader {
+            Some(reader) => RequestWriter::new(send_request, stream, reader, progress.clone()).start().await,
+            None => None,
         };
+        let response = wait_for_response(&mut response, settings.response_timeout, &guard, &progress).await?;
         let received_at = Instant::now();
-        let (parts, body) = response.into_parts();
+        let (parts, stream) = response.into_parts();
         if parts.headers.keys().any(has_quotation_mark) {
             return Err(UpstreamError {
                 kind: UpstreamErrorKind::InvalidHead(
@@ -276,28 +237,44 @@ impl StreamSlot {
             kind: UpstreamErrorKind::Framing(error),
             delivery: Delivery::MaybeSent,
         })?;
-        let http2_body = Http2UpstreamBody {
-            body,
-            _release_reader: release_reader,
-            idle_deadline: Deadline::unset(),
-            body_timeout: settings.body_timeout,
-            framing_overhead: 0,
-        };
-        let ended = http2_body.is_ended();
-        let body = UpstreamBody(if ended {
+        let body = UpstreamBody(if stream.is_end_stream() {
             UpstreamBodyKind::Ended
         } else {
-            UpstreamBodyKind::Http2(Box::new(http2_body))
+            let body = Http2UpstreamBody::new(stream, settings.body_timeout, writer_task, guard);
+            UpstreamBodyKind::Http2(Box::new(body))
         });
         Ok(super::UpstreamResponse { status: parts.status, headers, content_length, body, received_at })
     }
 }
 
-fn build_request(
-    settings: &Settings,
-    request: &UpstreamRequest<'_>,
-    progress: Rc<RequestProgress>,
-) -> Result<Request<Http2RequestBody>, UpstreamError> {
+/// Waits for the head. While the body makes progress or the client is slow, the upstream is not late.
+async fn wait_for_response(
+    response: &mut ResponseFuture,
+    response_timeout: Duration,
+    guard: &OpenStreamGuard,
+    progress: &BodyProgress,
+) -> Result<http::Response<RecvStream>, UpstreamError> {
+    let activity = guard.activity();
+    let reads_before = activity.reads.get();
+    loop {
+        let chunks_before = progress.chunks.get();
+        match tokio::time::timeout(response_timeout, &mut *response).await {
+            Ok(response) => return response.map_err(|error| classify_error(&error, progress.error.get())),
+            Err(_) if progress.awaits_client.get() || progress.chunks.get() != chunks_before => {}
+            Err(_) => {
+                if activity.reads.get() == reads_before {
+                    activity.dead.set(true);
+                }
+                return Err(UpstreamError {
+                    kind: UpstreamErrorKind::ResponseTimeout,
+                    delivery: Delivery::MaybeSent,
+                });
+            }
+        }
+    }
+}
+
+fn build_request(settings: &Settings, request: &UpstreamRequest<'_>) -> Result<Request<()>, UpstreamError> {
     let malformed = || UpstreamError {
         kind: UpstreamErrorKind::Http2("the request target is not a URI".into()),
         delivery: Delivery::NotSent,
@@ -306,73 +283,35 @@ fn build_request(
         .map_err(|_| malformed())?;
     let mut parts = uri::Parts::default();
     parts.scheme = Some(uri::Scheme::HTTPS);
-    parts.authority = settings.authority.parse().ok();
+    parts.authority = settings.tls.as_ref().map(|tls| tls.authority.clone());
     parts.path_and_query = Some(path_and_query);
-    let mut http_request =
-        Request::new(Http2RequestBody { content_length: request.body_length.content_length(), progress });
-    *http_request.version_mut() = Version::HTTP_2;
-    *http_request.method_mut() = request.method.clone();
-    *http_request.uri_mut() = Uri::from_parts(parts).map_err(|_| malformed())?;
+    let mut head = Request::new(());
+    *head.version_mut() = Version::HTTP_2;
+    *head.method_mut() = request.method.clone();
+    *head.uri_mut() = Uri::from_parts(parts).map_err(|_| malformed())?;
     for header in request.headers.forwarded_to_upstream() {
         let (name, value) = (HeaderName::from_bytes(header.name), HeaderValue::from_bytes(header.value));
         if let (Ok(name), Ok(value)) = (name, value) {
-            http_request.headers_mut().append(name, value);
+            head.headers_mut().append(name, value);
         }
     }
-    Ok(http_request)
+    if let Some(length) = request.body_length.content_length()
+        && (length > 0 || !matches!(*request.method, Method::GET | Method::HEAD | Method::DELETE))
+    {
+        head.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+    }
+    Ok(head)
 }
 
 /// Concatenates a target for the http crate. Encodes three characters that are invalid in a query but that HTTP/1
 /// transports.
 fn encode_target(path_prefix: &str, target: &[&str]) -> String {
-    let target = path_prefix.to_owned() + &target.concat();
-    match memchr::memchr3(b'"', b'<', b'>', target.as_bytes()) {
-        None => target,
-        Some(_) => target.replace('"', "%22").replace('<', "%3C").replace('>', "%3E"),
-    }
-}
-
-/// A response body.
-pub(super) struct Http2UpstreamBody {
-    body: Incoming,
-    _release_reader: ReleaseReader,
-    idle_deadline: Deadline,
-    body_timeout: Duration,
-    /// Bytes of framing so far.
-    framing_overhead: u64,
-}
-
-impl Http2UpstreamBody {
-    /// Polls for the next chunk; `None` at the end.
-    pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, UpstreamError>>> {
-        let fail = |kind| Poll::Ready(Some(Err(UpstreamError { kind, delivery: Delivery::MaybeSent })));
-        loop {
-            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) else {
-                ready!(self.idle_deadline.poll_stalled(cx, self.body_timeout));
-                return fail(UpstreamErrorKind::BodyTimeout);
-            };
-            self.idle_deadline.clear();
-            match frame {
-                None if self.body.is_end_stream() => return Poll::Ready(None),
-                // hyper reports a stream reset with NO_ERROR as the end of the body.
-                None => return fail(UpstreamErrorKind::Truncated),
-                Some(Err(error)) => return fail(UpstreamErrorKind::Http2(describe(&error))),
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        self.framing_overhead += FRAME_HEADER_BYTES;
-                        return Poll::Ready(Some(Ok(copy_if_small(data))));
-                    }
-                }
-            }
-        }
-    }
-
-    /// Bytes of frame headers received so far, without padding.
-    pub(super) fn framing_overhead(&self) -> u64 {
-        self.framing_overhead
-    }
-
-    pub(super) fn is_ended(&self) -> bool {
-        self.body.is_end_stream()
+    let mut encoded =
+        String::with_capacity(path_prefix.len() + target.iter().map(|part| part.len()).sum::<usize>());
+    encoded.push_str(path_prefix);
+    target.iter().for_each(|part| encoded.push_str(part));
+    match memchr::memchr3(b'"', b'<', b'>', encoded.as_bytes()) {
+        None => encoded,
+        Some(_) => encoded.replace('"', "%22").replace('<', "%3C").replace('>', "%3E"),
     }
 }

@@ -202,7 +202,7 @@ impl PooledConnections {
     /// Drops HTTP/2 connections that are closed, and those without a stream that are old or have had none for
     /// `idle_timeout`.
     fn evict_idle_http2(&mut self, idle_timeout: Duration, now: Instant) {
-        self.http2.retain(|(sender, last_used)| {
+        self.http2.retain_mut(|(sender, last_used)| {
             let is_usable =
                 !sender.is_retired(now) && now.saturating_duration_since(*last_used) < idle_timeout;
             !sender.is_closed() && (sender.open_streams() > 0 || is_usable)

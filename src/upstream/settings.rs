@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use http::uri;
 use rustls::pki_types::ServerName;
 
 use super::{
@@ -38,6 +39,8 @@ pub struct Settings {
 /// TLS towards the upstream.
 pub(super) struct UpstreamTls {
     pub(super) server_name: ServerName<'static>,
+    /// [`Settings::authority`] for HTTP/2.
+    pub(super) authority: uri::Authority,
     /// Replaced when `ca_file` has changed.
     pub(super) trust: ArcSwap<Trust>,
 }
@@ -49,13 +52,13 @@ impl Settings {
             false => None,
             true => {
                 let host = upstream.host.trim_end_matches('.').to_owned();
-                let name = ServerName::try_from(host).map_err(|_| {
-                    let (section, host) = (id.section(), upstream.host.clone());
-                    UpstreamSetupError::ServerName { section, host }
-                })?;
+                let invalid =
+                    || UpstreamSetupError::ServerName { section: id.section(), host: upstream.host.clone() };
+                let server_name = ServerName::try_from(host).map_err(|_| invalid())?;
+                let authority = upstream.authority.parse().map_err(|_| invalid())?;
                 let key = format!("{}.ca_file", id.section());
                 let trust = ArcSwap::from_pointee(Trust::new(upstream.ca_file.as_deref(), &key)?);
-                Some(UpstreamTls { server_name: name, trust })
+                Some(UpstreamTls { server_name, authority, trust })
             }
         };
         Ok(Self {

@@ -3,6 +3,7 @@
 use std::{
     rc::Rc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -13,18 +14,20 @@ use tokio::task::coop::has_budget_remaining;
 use super::{
     connection_state::ConnectionState,
     incoming_body::{ContinueSignal, Http2IncomingBody, discard},
-    keep_alive::KeepAlive,
     request::{RequestCache, content_length, expects_continue},
     stream::{RequestStream, StreamContext},
     stream_set::StreamSet,
     transport::Http2Transport,
 };
-use crate::server::client_address::Peer;
+use crate::{http2::KeepAlive, server::client_address::Peer};
 
 /// Maximum number of rounds before other tasks run.
 const MAX_ROUNDS: usize = 8;
 /// The same while no request was authorized.
 const MAX_UNAUTHORIZED_ROUNDS: usize = 1;
+
+/// How long a client may take to answer a PING with any frame.
+const PONG_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// h2's part of a connection.
 pub(super) type H2Connection = h2::server::Connection<Http2Transport, Bytes>;
@@ -49,7 +52,7 @@ impl Http2Connection {
         peer: Peer,
         context: StreamContext,
     ) -> Self {
-        let keep_alive = KeepAlive::new(h2.ping_pong(), context.connection.timeouts().idle);
+        let keep_alive = KeepAlive::new(h2.ping_pong(), context.connection.timeouts().idle, PONG_TIMEOUT);
         Self { h2, transport, streams, keep_alive, request_cache: RequestCache::default(), peer, context }
     }
 

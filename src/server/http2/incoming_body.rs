@@ -15,6 +15,7 @@ use super::connection_state::{ConnectionState, UnreadBody};
 use crate::server::{LINGER_TIMEOUT, MAX_LINGER_BYTES};
 use crate::{
     http1::framing::copy_if_small,
+    http2::poll_data,
     request_body::{BodySource, BodySourceError, RequestBody},
 };
 
@@ -67,26 +68,13 @@ impl Http2IncomingBody {
     }
 }
 
-/// The next chunk of a body; `None` at its end, which only END_STREAM marks. Trailers are dropped: they are not
-/// forwarded to WeCom.
-fn poll_data(stream: &mut RecvStream, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodySourceError>> {
+/// The next chunk of a body that is not empty; `None` at its end.
+fn poll_chunk(stream: &mut RecvStream, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodySourceError>> {
     loop {
-        match ready!(stream.poll_data(cx)) {
-            Some(Ok(data)) => {
-                // The window bounds what waits to be read; what was read counts no more.
-                let _ = stream.flow_control().release_capacity(data.len());
-                if !data.is_empty() {
-                    return Poll::Ready(Ok(Some(data)));
-                }
-            }
-            Some(Err(_)) => return Poll::Ready(Err(BodySourceError::Aborted)),
-            None => break,
+        let data = ready!(poll_data(stream, cx)).map_err(|_| BodySourceError::Aborted)?;
+        if data.as_ref().is_none_or(|data| !data.is_empty()) {
+            return Poll::Ready(Ok(data));
         }
-    }
-    let trailers = ready!(stream.poll_trailers(cx));
-    match trailers.is_ok() && stream.is_end_stream() {
-        true => Poll::Ready(Ok(None)),
-        false => Poll::Ready(Err(BodySourceError::Aborted)),
     }
 }
 
@@ -97,7 +85,7 @@ impl BodySource for Http2IncomingBody {
 
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodySourceError>> {
         let Some(stream) = &mut self.stream else { return Poll::Ready(Ok(None)) };
-        let Poll::Ready(data) = poll_data(stream, cx) else {
+        let Poll::Ready(data) = poll_chunk(stream, cx) else {
             if let Some(signal) = self.continue_signal.take() {
                 signal.set_due();
             }
@@ -136,7 +124,7 @@ impl Drop for Http2IncomingBody {
 pub(super) async fn discard(mut body: UnreadBody) {
     let discard_all = async {
         let mut discarded_bytes = 0;
-        while let Ok(Some(data)) = poll_fn(|cx| poll_data(&mut body.stream, cx)).await {
+        while let Ok(Some(data)) = poll_fn(|cx| poll_chunk(&mut body.stream, cx)).await {
             discarded_bytes += data.len() as u64;
             if discarded_bytes > MAX_LINGER_BYTES {
                 return;

@@ -1,12 +1,12 @@
 //! What is known of a shared connection: its streams, its age, and whether the upstream is silent on it.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::Cell,
     io,
     net::SocketAddr,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -20,8 +20,6 @@ use crate::http1::io::Stream;
 /// No new stream begins on a connection with open streams on which the upstream has been silent for this time: another
 /// connection costs less than a request on a dead one.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(4);
-/// How long the upstream may neither read nor reset a request whose exchange is over. After that its stream counts as stuck.
-pub(super) const STUCK_TIMEOUT: Duration = Duration::from_secs(4);
 /// Interval of PING while streams are open and the upstream is silent. Some upstreams close a connection with many
 /// PINGs, all its streams with it (ENHANCE_YOUR_CALM).
 pub(super) const PING_INTERVAL: Duration = Duration::from_secs(10);
@@ -34,9 +32,6 @@ pub(super) struct ConnectionActivity {
     /// Open streams, and their maximum.
     pub(super) open: Cell<usize>,
     pub(super) max: Cell<usize>,
-    /// Open streams that are stuck. The connection is retired, and closed when it has no others.
-    stuck: Cell<usize>,
-    driver: RefCell<Option<Waker>>,
     pub(super) peer: Option<SocketAddr>,
     /// When its dial began.
     pub(super) dialed_at: Instant,
@@ -46,6 +41,8 @@ pub(super) struct ConnectionActivity {
     pub(super) retired: Cell<bool>,
     /// Number of reads that returned bytes.
     pub(super) reads: Cell<u64>,
+    /// When the last of them was.
+    pub(super) last_read_at: Cell<Instant>,
     /// The number of reads when it last had changed, or no stream was open, and when that was seen.
     last_change: Cell<(u64, Instant)>,
     /// Whether a stream timed out on it without any byte from the upstream.
@@ -57,13 +54,12 @@ impl ConnectionActivity {
         Rc::new(Self {
             open: Cell::new(0),
             max: Cell::new(0),
-            stuck: Cell::new(0),
-            driver: RefCell::default(),
             peer: stream.peer_addr(),
             dialed_at,
             expires_at: dialed_at + max_age,
             retired: Cell::new(false),
             reads: Cell::new(0),
+            last_read_at: Cell::new(dialed_at),
             last_change: Cell::new((0, dialed_at)),
             dead: Cell::new(false),
         })
@@ -84,38 +80,8 @@ impl ConnectionActivity {
         self.dead.get() || self.retired.get()
     }
 
-    /// Records that an open stream is stuck: no other begins.
-    pub(super) fn record_stuck_stream(&self) {
-        self.retired.set(true);
-        self.stuck.update(|stuck| stuck + 1);
-        self.wake_driver();
-    }
-
-    /// Records the end of an open stream.
-    pub(super) fn end_stream(&self, was_stuck: bool) {
-        self.open.update(|open| open - 1);
-        self.stuck.update(|stuck| stuck - usize::from(was_stuck));
-        if self.stuck.get() > 0 {
-            self.wake_driver();
-        }
-    }
-
-    /// Ready when only stuck streams are open.
-    pub(super) fn poll_only_stuck(&self, cx: &Context<'_>) -> Poll<()> {
-        if self.stuck.get() > 0 && self.stuck.get() == self.open.get() {
-            return Poll::Ready(());
-        }
-        let mut driver = self.driver.borrow_mut();
-        if !driver.as_ref().is_some_and(|driver| driver.will_wake(cx.waker())) {
-            *driver = Some(cx.waker().clone());
-        }
-        Poll::Pending
-    }
-
-    fn wake_driver(&self) {
-        if let Some(driver) = &*self.driver.borrow() {
-            driver.wake_by_ref();
-        }
+    pub(super) fn has_streams(&self) -> bool {
+        self.open.get() > 0
     }
 
     /// Whether the upstream has sent nothing for [`SILENCE_TIMEOUT`], and a stream was open all that time.
@@ -126,6 +92,26 @@ impl ConnectionActivity {
             return false;
         }
         now.saturating_duration_since(changed_at) > SILENCE_TIMEOUT
+    }
+}
+
+/// Counts an open stream until it is dropped.
+pub(super) struct OpenStreamGuard(Rc<ConnectionActivity>);
+
+impl OpenStreamGuard {
+    pub(super) fn new(activity: &Rc<ConnectionActivity>) -> Self {
+        activity.open.update(|open| open + 1);
+        Self(activity.clone())
+    }
+
+    pub(super) fn activity(&self) -> &Rc<ConnectionActivity> {
+        &self.0
+    }
+}
+
+impl Drop for OpenStreamGuard {
+    fn drop(&mut self) {
+        self.0.open.update(|open| open - 1);
     }
 }
 
@@ -142,14 +128,10 @@ impl AsyncRead for CountedStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let filled_before = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if read.is_pending() && self.activity.poll_only_stuck(cx).is_ready() {
-            // h2 would wait for the upstream to end these streams, which may be never.
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
-        ready!(read)?;
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         if buf.filled().len() > filled_before {
             self.activity.reads.update(|reads| reads + 1);
+            self.activity.last_read_at.set(Instant::now());
         }
         Poll::Ready(Ok(()))
     }

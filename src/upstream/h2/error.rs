@@ -1,82 +1,69 @@
 //! Errors of HTTP/2: what they mean for a request, and their text with the error code.
 
-use std::io;
+use ::h2::{Error, Reason};
 
-use ::h2::Reason;
+use crate::{
+    request_body::RequestBodyError,
+    upstream::{Delivery, UpstreamError, UpstreamErrorKind},
+};
 
-use crate::upstream::{Delivery, UpstreamError, UpstreamErrorKind};
+/// Maps the error of a connection that has not accepted a request.
+pub(super) fn not_sent(error: &Error) -> UpstreamError {
+    let is_closed = error.is_io() || error.is_go_away() || error.reason().is_some();
+    let kind = if is_closed {
+        UpstreamErrorKind::ClosedBeforeResponse
+    } else {
+        UpstreamErrorKind::Http2(describe(error))
+    };
+    UpstreamError { kind, delivery: Delivery::NotSent }
+}
 
 /// Maps the error of a request without a response. A stream reset means nothing for its connection: the upstream may
-/// have processed the request unless the error excludes it. `is_sent`: whether hyper had begun to send it.
-pub(super) fn classify_error(error: &hyper::Error, is_sent: bool) -> UpstreamError {
-    if !is_sent {
-        return UpstreamError { kind: UpstreamErrorKind::ClosedBeforeResponse, delivery: Delivery::NotSent };
-    }
-    if let Some(body_error) = find_source(error) {
+/// have processed the request unless the error excludes it. `body_error`: why the request body could not be read.
+pub(super) fn classify_error(error: &Error, body_error: Option<RequestBodyError>) -> UpstreamError {
+    if let Some(body_error) = body_error {
         return UpstreamError {
-            kind: UpstreamErrorKind::RequestBody(*body_error),
+            kind: UpstreamErrorKind::RequestBody(body_error),
             delivery: Delivery::MaybeSent,
         };
     }
-    let (kind, delivery) = match find_source::<::h2::Error>(error) {
-        Some(reset) if has_remote_reason(reset, Reason::HTTP_1_1_REQUIRED) => {
+    let (kind, delivery) = match error {
+        reset if has_remote_reason(reset, Reason::HTTP_1_1_REQUIRED) => {
             (UpstreamErrorKind::Http11Required, Delivery::NotSent)
         }
-        Some(reset) if reset.is_reset() && has_remote_reason(reset, Reason::REFUSED_STREAM) => {
+        reset if reset.is_reset() && has_remote_reason(reset, Reason::REFUSED_STREAM) => {
             (UpstreamErrorKind::RefusedStream, Delivery::NotSent)
         }
         // A graceful GOAWAY names the last processed stream; this one is above it (RFC 9113 §6.8).
-        Some(goaway) if goaway.is_go_away() && has_remote_reason(goaway, Reason::NO_ERROR) => {
+        goaway if goaway.is_go_away() && has_remote_reason(goaway, Reason::NO_ERROR) => {
             (UpstreamErrorKind::ClosedBeforeResponse, Delivery::NotSent)
         }
-        Some(goaway) if goaway.is_go_away() && goaway.is_remote() => {
+        goaway if goaway.is_go_away() && goaway.is_remote() => {
             (UpstreamErrorKind::GoAway(describe(error)), Delivery::MaybeSent)
         }
-        Some(broken) if broken.is_io() => (UpstreamErrorKind::ClosedBeforeResponse, Delivery::MaybeSent),
         // Not a protocol error: the connection broke, timed out or was closed.
-        None if find_source::<io::Error>(error).is_some()
-            || error.is_timeout()
-            || error.is_closed()
-            || error.is_canceled() =>
-        {
-            (UpstreamErrorKind::ClosedBeforeResponse, Delivery::MaybeSent)
-        }
+        broken if broken.is_io() => (UpstreamErrorKind::ClosedBeforeResponse, Delivery::MaybeSent),
         _ => (UpstreamErrorKind::Http2(describe(error)), Delivery::MaybeSent),
     };
     UpstreamError { kind, delivery }
 }
 
 /// Maps the error of a handshake.
-pub(super) fn handshake_error(error: &hyper::Error) -> UpstreamErrorKind {
-    match find_source::<::h2::Error>(error) {
-        Some(goaway) if has_remote_reason(goaway, Reason::HTTP_1_1_REQUIRED) => {
-            UpstreamErrorKind::Http11Required
-        }
-        _ => UpstreamErrorKind::Http2(describe(error)),
+pub(super) fn handshake_error(error: &Error) -> UpstreamErrorKind {
+    match has_remote_reason(error, Reason::HTTP_1_1_REQUIRED) {
+        true => UpstreamErrorKind::Http11Required,
+        false => UpstreamErrorKind::Http2(describe(error)),
     }
 }
 
 /// The message for the log, with the error code (RFC 9113 §7).
-pub(super) fn describe(error: &hyper::Error) -> String {
-    let Some(cause) = find_source::<::h2::Error>(error) else { return format!("HTTP/2 failed: {error}") };
-    let Some(reason) = cause.reason() else { return format!("HTTP/2 failed: {cause}") };
-    let event = if cause.is_go_away() { "connection closed by GOAWAY" } else { "stream reset" };
-    let peer = if cause.is_remote() { "the upstream" } else { "this proxy" };
+pub(super) fn describe(error: &Error) -> String {
+    let Some(reason) = error.reason() else { return format!("HTTP/2 failed: {error}") };
+    let event = if error.is_go_away() { "connection closed by GOAWAY" } else { "stream reset" };
+    let peer = if error.is_remote() { "the upstream" } else { "this proxy" };
     format!("HTTP/2 {event} of {peer}: {reason:?} ({:#x})", u32::from(reason))
 }
 
-fn has_remote_reason(error: &::h2::Error, reason: Reason) -> bool {
+fn has_remote_reason(error: &Error, reason: Reason) -> bool {
     error.is_remote() && error.reason() == Some(reason)
-}
-
-/// The first cause of type `E`.
-fn find_source<E: std::error::Error + 'static>(error: &hyper::Error) -> Option<&E> {
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        if let Some(found) = cause.downcast_ref() {
-            return Some(found);
-        }
-        source = cause.source();
-    }
-    None
 }

@@ -1,4 +1,4 @@
-//! PINGs a client that has been silent while its requests are handled, and detects that it is gone.
+//! PINGs a peer that has been silent, and detects that it is gone.
 
 use std::{
     task::{Context, Poll},
@@ -10,28 +10,32 @@ use tokio::time::Instant;
 
 use crate::time::deadline::Deadline;
 
-/// How long the client may take to answer a PING with any frame.
-const PONG_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// Checks whether a client is alive.
-pub(super) struct KeepAlive {
+/// Checks whether the peer of a connection is alive.
+pub struct KeepAlive {
     ping_pong: Option<PingPong>,
     interval: Duration,
-    /// When the last PING was sent, until the client was heard again.
+    pong_timeout: Duration,
+    /// When the last PING was sent, until the peer was heard again.
     pinged_at: Option<Instant>,
     deadline: Deadline,
 }
 
 impl KeepAlive {
-    /// `interval`: how long the client may be silent before it is sent a PING.
-    pub(super) fn new(ping_pong: Option<PingPong>, interval: Duration) -> Self {
+    /// `interval`: how long the peer may be silent before it is sent a PING. `pong_timeout`: how long it may take to
+    /// answer with any frame.
+    pub fn new(ping_pong: Option<PingPong>, interval: Duration, pong_timeout: Duration) -> Self {
         let mut deadline = Deadline::unset();
         deadline.set(interval);
-        Self { ping_pong, interval, pinged_at: None, deadline }
+        Self { ping_pong, interval, pong_timeout, pinged_at: None, deadline }
     }
 
-    /// Ready when the client is gone. `last_read_at`: when bytes were last received.
-    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>, last_read_at: Instant) -> Poll<()> {
+    /// Whether a PING has had no answer that was noticed yet.
+    pub fn awaits_pong(&self) -> bool {
+        self.pinged_at.is_some()
+    }
+
+    /// Ready when the peer is gone. `last_read_at`: when bytes were last received.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>, last_read_at: Instant) -> Poll<()> {
         while self.deadline.poll_elapsed(cx).is_ready() {
             if self.pinged_at.is_some_and(|pinged_at| last_read_at <= pinged_at) {
                 return Poll::Ready(());
@@ -48,7 +52,7 @@ impl KeepAlive {
                 let _ = ping_pong.send_ping(Ping::opaque());
             }
             self.pinged_at = Some(now);
-            self.deadline.set_from(now, PONG_TIMEOUT);
+            self.deadline.set_from(now, self.pong_timeout);
         }
         Poll::Pending
     }

@@ -1,0 +1,126 @@
+//! Writes a request body to its stream. h2 gets no more of it than the upstream's windows allow: the rest waits in the
+//! replay buffer or at the client.
+
+use std::{
+    cell::Cell,
+    future::{Future, poll_fn},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+
+use ::h2::{Reason, SendStream, client::SendRequest};
+use bytes::Bytes;
+use tokio::task::{JoinHandle, spawn_local};
+
+use crate::request_body::{BodyReader, RequestBodyError};
+
+/// Progress of a request body, read by the task that waits for the response.
+#[derive(Default)]
+pub(super) struct BodyProgress {
+    /// Chunks handed to h2.
+    pub(super) chunks: Cell<u64>,
+    pub(super) awaits_client: Cell<bool>,
+    /// Why the body could not be read to its end.
+    pub(super) error: Cell<Option<RequestBodyError>>,
+}
+
+/// Writes one request body.
+pub(super) struct RequestWriter {
+    send_request: SendRequest<Bytes>,
+    stream: SendStream<Bytes>,
+    reader: BodyReader,
+    /// What of the body waits for the upstream's window.
+    pending: Bytes,
+    /// The end of the body was handed to h2.
+    ended: bool,
+    progress: Rc<BodyProgress>,
+}
+
+/// A [`RequestWriter`] that goes on while the response is received. Dropped, it ends.
+pub(super) struct WriterTask(JoinHandle<()>);
+
+impl Drop for WriterTask {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl RequestWriter {
+    /// `send_request`: the handle that opened `stream`.
+    pub(super) fn new(
+        send_request: SendRequest<Bytes>,
+        stream: SendStream<Bytes>,
+        reader: BodyReader,
+        progress: Rc<BodyProgress>,
+    ) -> Self {
+        Self { send_request, stream, reader, pending: Bytes::new(), ended: false, progress }
+    }
+
+    /// Writes what can be written at once; the rest is left to a task, without which a body that is complete is sent.
+    pub(super) async fn start(mut self) -> Option<WriterTask> {
+        let polled = poll_fn(|cx| Poll::Ready(Pin::new(&mut self).poll(cx))).await;
+        polled.is_pending().then(|| WriterTask(spawn_local(self)))
+    }
+
+    /// The next chunk to send, `None` at the end. Fails if the body cannot be read.
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, RequestBodyError>> {
+        let chunk = self.reader.poll_coalesced(cx);
+        self.progress.awaits_client.set(chunk.is_pending());
+        chunk
+    }
+}
+
+impl Future for RequestWriter {
+    type Output = ();
+
+    /// Ready when the whole body was handed to h2, or when the stream or the body has failed.
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let writer = &mut *self;
+        // A stream beyond the upstream's maximum opens later; a reset is noticed, too.
+        if ready!(writer.send_request.poll_ready(cx)).is_err() || writer.stream.poll_reset(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        loop {
+            if writer.pending.is_empty() {
+                match ready!(writer.poll_chunk(cx)) {
+                    Ok(Some(chunk)) => writer.pending = chunk,
+                    Ok(None) => {
+                        writer.ended = writer.stream.send_data(Bytes::new(), true).is_ok();
+                        return Poll::Ready(());
+                    }
+                    Err(error) => {
+                        writer.progress.error.set(Some(error));
+                        return Poll::Ready(());
+                    }
+                }
+                // Only for a chunk at hand: capacity reserved for a slow client would be taken from other streams.
+                writer.stream.reserve_capacity(writer.pending.len());
+            }
+            let capacity = writer.stream.capacity();
+            if capacity == 0 {
+                match ready!(writer.stream.poll_capacity(cx)) {
+                    Some(Ok(_)) => continue,
+                    _ => return Poll::Ready(()),
+                }
+            }
+            let chunk = writer.pending.split_to(capacity.min(writer.pending.len()));
+            let is_last = writer.pending.is_empty() && writer.reader.is_ended();
+            let sent = writer.stream.send_data(chunk, is_last);
+            writer.progress.chunks.update(|chunks| chunks + 1);
+            if sent.is_err() || is_last {
+                writer.ended = sent.is_ok();
+                return Poll::Ready(());
+            }
+        }
+    }
+}
+
+impl Drop for RequestWriter {
+    /// Resets the stream if the body was not sent to its end; h2 discards what it holds of it.
+    fn drop(&mut self) {
+        if !self.ended {
+            self.stream.send_reset(Reason::CANCEL);
+        }
+    }
+}
