@@ -4,6 +4,7 @@
 //! buffered chunks first and then continues with what the client still sends. This module knows nothing of HTTP towards
 //! the upstream.
 
+mod body_copy;
 mod budget;
 pub(crate) mod internals;
 mod reader;
@@ -25,6 +26,7 @@ use bytes::Bytes;
 
 use self::replay_buffer::{Cursor, ReplayBuffer};
 pub use self::{
+    body_copy::BodyCopy,
     budget::{Owner, ReplayBudget},
     reader::BodyReader,
     receive::ReceiveLimit,

@@ -10,9 +10,14 @@ use crate::secret::wipe;
 pub const BUFFER_BYTES: usize = 8 * 1024;
 /// Maximum number of pooled buffers per thread.
 const MAX_POOLED: usize = 64;
+/// Capacity of a buffer for the reads of a large body.
+pub const LARGE_BUFFER_BYTES: usize = 512 * 1024;
+/// The same for these.
+const MAX_POOLED_LARGE: usize = 4;
 
 thread_local! {
     static FREE: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+    static FREE_LARGE: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -34,6 +39,24 @@ pub fn wipe_scratch() {
 /// Takes an empty buffer of [`BUFFER_BYTES`] from the pool, or allocates one.
 pub fn acquire() -> BytesMut {
     FREE.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(BUFFER_BYTES))
+}
+
+/// Takes an empty buffer of [`LARGE_BUFFER_BYTES`] from the pool, or allocates one.
+pub fn acquire_large() -> BytesMut {
+    FREE_LARGE.with_borrow_mut(Vec::pop).unwrap_or_else(|| BytesMut::with_capacity(LARGE_BUFFER_BYTES))
+}
+
+/// Returns a buffer of that size to the pool, if there is room and its memory is not shared; else it is dropped.
+pub fn release_large(mut buffer: BytesMut) {
+    buffer.clear();
+    let is_reusable = buffer.capacity() >= LARGE_BUFFER_BYTES || buffer.try_reclaim(LARGE_BUFFER_BYTES);
+    if is_reusable {
+        FREE_LARGE.with_borrow_mut(|free| {
+            if free.len() < MAX_POOLED_LARGE {
+                free.push(buffer);
+            }
+        });
+    }
 }
 
 /// Returns a buffer to the pool. Its length is reset, but its bytes are not wiped: the caller wipes what may be a

@@ -6,45 +6,52 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use super::body_tap::tap;
-use crate::request_body::RequestBody;
+use crate::request_body::{BodyCopy, ReplayBudget, RequestBody};
 
 /// Larger bodies are not looked at; a message is far smaller.
 pub(super) const MAX_BODY_BYTES: usize = 64 * 1024;
 
-/// A copy of a message's body.
+/// A copy of a message's body, as far as its members are known from it.
 pub(super) enum MessageBody {
     Complete(Bytes),
-    Streamed(Rc<RefCell<Vec<u8>>>),
+    Streamed(Rc<RefCell<BodyCopy>>),
 }
 
 impl MessageBody {
-    /// The body, which was read to its end.
+    /// The copy of the body, which was read to its end.
     pub(super) fn into_bytes(self) -> Bytes {
         match self {
             Self::Complete(body) => body,
-            Self::Streamed(body) => body.take().into(),
+            Self::Streamed(copy) => copy.borrow_mut().take().into(),
         }
     }
 }
 
-/// The same body, and a copy of it unless it is too large.
-pub(super) fn copied(body: RequestBody) -> (RequestBody, Option<MessageBody>) {
+/// The same body, and a copy of it unless it is too large or there is no memory.
+pub(super) fn copied(body: RequestBody, budget: &ReplayBudget) -> (RequestBody, Option<MessageBody>) {
     match body {
         RequestBody::Complete(bytes) if bytes.len() <= MAX_BODY_BYTES => {
             (RequestBody::Complete(bytes.clone()), Some(MessageBody::Complete(bytes)))
         }
         RequestBody::None | RequestBody::Complete(_) => (body, None),
         RequestBody::Streamed(source) => {
-            let copy = Rc::<RefCell<Vec<u8>>>::default();
+            let copy = Rc::new(RefCell::new(BodyCopy::new(budget)));
             let message = MessageBody::Streamed(copy.clone());
+            let mut is_ended = false;
             let body = tap(source, move |chunk, _| {
-                let mut copied = copy.borrow_mut();
-                let free = (MAX_BODY_BYTES + 1).saturating_sub(copied.len());
-                copied.extend_from_slice(&chunk[..chunk.len().min(free)]);
+                if !is_ended {
+                    is_ended = !extend(&mut copy.borrow_mut(), chunk);
+                }
             });
             (body, Some(message))
         }
     }
+}
+
+/// Appends a chunk; false when the members are known, and when they will not be.
+fn extend(copy: &mut BodyCopy, chunk: &[u8]) -> bool {
+    let free = MAX_BODY_BYTES - copy.bytes().len();
+    free > 0 && copy.extend(&chunk[..chunk.len().min(free)]) && leading_touser(copy.bytes()).is_none()
 }
 
 /// The members in `touser`, separated by vertical bars.
@@ -76,6 +83,23 @@ pub(super) fn members(touser: &str) -> Vec<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn body_is_copied_until_its_members_are_known_and_while_there_is_memory() {
+        let budget = ReplayBudget::new(64 * 1024, 0, std::env::temp_dir());
+        let mut copy = BodyCopy::new(&budget);
+        assert!(extend(&mut copy, br#"{"touser":"a|"#) && !extend(&mut copy, br#"b","text":"#));
+        assert_eq!((touser(copy.bytes()).as_deref(), budget.memory_used()), (Some("a|b"), 1024));
+        let mut later = BodyCopy::new(&budget);
+        assert!(extend(&mut later, br#"{"text":"","#) && extend(&mut later, br#""touser":"c"}"#));
+        assert_eq!(touser(later.bytes()).as_deref(), Some("c"));
+        let mut large = BodyCopy::new(&budget);
+        assert!(extend(&mut large, &[b' '; 30_000]) && !extend(&mut large, &[b' '; 10_000]));
+        assert_eq!((touser(large.bytes()), large.bytes()), (None, &b""[..]));
+        drop((copy, later));
+        assert!(extend(&mut large, &[b' '; 60_000]) && extend(&mut large, &[b' '; 10_000]));
+        assert_eq!((extend(&mut large, b" "), large.bytes().len()), (false, MAX_BODY_BYTES));
+    }
 
     #[test]
     fn touser_is_found_anywhere_in_a_message() {

@@ -44,7 +44,7 @@ impl Proxy {
             }
             body => body,
         };
-        let (body, message) = message_body::copied(body);
+        let (body, message) = message_body::copied(body, &self.settings.replay_budget);
         context.message_body = message;
         Ok(body)
     }

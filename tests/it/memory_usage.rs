@@ -189,6 +189,45 @@ async fn json_without_errcode_uses_little_memory() {
 
 #[tokio::test]
 #[cfg(target_os = "linux")]
+async fn slow_uploads_hold_little_more_than_their_bodies() {
+    const UPLOADS: usize = 300;
+    const PART: usize = 3000;
+    const PARTS: usize = 12;
+    let dir = TempDir::new().expect("a directory");
+    let mut upstream = ManualUpstream::new().await;
+    let process = ProxyProcess::start(&dir, upstream.address);
+    let head = format!(
+        "POST /hr/cgi-bin/message/send HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
+        PART * (PARTS + 1)
+    );
+    let (mut clients, mut calls) = (Vec::new(), Vec::new());
+    for _ in 0..UPLOADS {
+        let mut client = RawConnection::connect(process.address).await;
+        client.send(&head).await.expect("sent");
+        clients.push(client);
+    }
+    let idle = process.status_bytes("VmRSS");
+    let begin = r#"{"touser":"zhangsan","text":{"content":""#;
+    for nth in 0..PARTS {
+        let part = [if nth == 0 { begin } else { "" }, &"x".repeat(PART)].concat();
+        for client in &mut clients {
+            client.send(&part[..PART]).await.expect("sent");
+        }
+        while calls.len() < UPLOADS {
+            calls.push(upstream.next_call().await);
+        }
+        for call in &mut calls {
+            call.connection.read_exact(PART).await;
+        }
+    }
+    let growth = (process.status_bytes("VmRSS").saturating_sub(idle)) / UPLOADS as u64;
+    eprintln!("{UPLOADS} uploads of which {} KB have come: {growth} bytes each", PART * PARTS / 1000);
+    let kept_for_retry = PART * (PARTS + 1);
+    assert!(growth < kept_for_retry as u64 + 16 * 1024, "{growth} bytes each");
+}
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
 async fn replay_chunks_between_framing_use_what_is_counted() {
     let dir = TempDir::new().expect("a directory");
     let mut upstream = ManualUpstream::new().await;

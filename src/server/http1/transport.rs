@@ -29,7 +29,7 @@ const MAX_READ_AHEAD_BYTES: usize = buffer_pool::BUFFER_BYTES;
 /// Up to this size bytes are copied, so that the pool gets the buffer back.
 const MAX_COPIED_BYTES: usize = buffer_pool::BUFFER_BYTES / 4;
 /// Size of the reads of a large body.
-const LARGE_READ_BYTES: usize = 512 * 1024;
+const LARGE_READ_BYTES: usize = buffer_pool::LARGE_BUFFER_BYTES;
 /// Interim response to `Expect: 100-continue` (RFC 9110 §15.2.1).
 const CONTINUE_RESPONSE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -131,6 +131,9 @@ impl TransportState {
         if max_bytes > spare && self.framing == Framing::Done && !self.read_buf.is_empty() {
             self.grow_read_buf(max_bytes);
         }
+        if max_bytes >= LARGE_READ_BYTES && self.read_buf.capacity() == 0 {
+            self.read_buf = buffer_pool::acquire_large();
+        }
         self.stream.poll_read_buf(cx, &mut self.read_buf, max_bytes, &mut self.read_waker)
     }
 
@@ -214,18 +217,16 @@ impl TransportState {
         matches!(sent, Poll::Ready(Ok(written)) if written == CONTINUE_RESPONSE.len())
     }
 
-    /// Releases spare capacity before a wait that may be long and that thousands of connections may share. A buffer
-    /// that has grown for a large body is kept.
+    /// Releases spare capacity before a wait that may be long and that thousands of connections may share.
     pub(super) fn release_spare_capacity(&mut self) {
         let (used, capacity) = (self.read_buf.len(), self.read_buf.capacity());
-        if capacity > 2 * buffer_pool::BUFFER_BYTES {
-            return;
-        }
+        let is_large = capacity > 2 * buffer_pool::BUFFER_BYTES;
+        let release = if is_large { buffer_pool::release_large } else { buffer_pool::release };
         if used == 0 {
-            buffer_pool::release(std::mem::take(&mut self.read_buf));
+            release(std::mem::take(&mut self.read_buf));
         } else if used <= MAX_COPIED_BYTES && capacity > 2 * MAX_COPIED_BYTES {
             let copy = BytesMut::from(&self.read_buf[..]);
-            buffer_pool::release(std::mem::replace(&mut self.read_buf, copy));
+            release(std::mem::replace(&mut self.read_buf, copy));
         }
     }
 
@@ -269,6 +270,7 @@ impl TransportState {
                 return Poll::Ready(Err(BodySourceError::Aborted));
             }
             let Poll::Ready(filled) = self.poll_read_buf(cx) else {
+                self.release_spare_capacity();
                 if !self.body_waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                     self.body_waker = Some(cx.waker().clone());
                 }

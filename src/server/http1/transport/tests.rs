@@ -39,3 +39,22 @@ async fn body_reader_does_not_keep_connection_open() {
     assert_eq!(client.read(&mut [0; 1]).await.expect("the end"), 0);
     assert_eq!(next_chunk(&mut body).await, Err(BodySourceError::Aborted));
 }
+
+#[tokio::test]
+async fn waiting_body_reader_holds_no_buffer() {
+    let (mut client, server) = UnixStream::pair().expect("a pair");
+    let transport = Transport::new(Stream::Unix(server));
+    transport.state().framing = Framing::Length(1 << 20);
+    let mut body = transport.incoming_body(Some(1 << 20));
+    // The second part fills the first read, so that the next one is large.
+    for part in [100, 4 * buffer_pool::BUFFER_BYTES, 100] {
+        client.write_all(&vec![b'x'; part]).await.expect("write accepted");
+        let mut received = 0;
+        while received < part {
+            received += next_chunk(&mut body).await.expect("a chunk").map_or(0, |chunk| chunk.len());
+        }
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(body.poll_chunk(&mut context).is_pending());
+        assert_eq!(transport.state().read_buf.capacity(), 0, "after {part} bytes");
+    }
+}
