@@ -161,7 +161,7 @@ impl Admin {
     pub async fn run_maintenance(self: Arc<Self>, mut ended: watch::Receiver<bool>) {
         while timeout(until_next_minute(), ended.wait_for(|ended| *ended)).await.is_err() {
             let admin = self.clone();
-            let collected = blocking::spawn(move || {
+            let collected = blocking::run_in_background(move || {
                 admin.metrics.collect(SystemTime::now());
                 admin.prune_removed();
             });

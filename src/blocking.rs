@@ -1,22 +1,36 @@
 //! Bounded thread pools for blocking work. If the system grants no thread, [`spawn`] runs the job in place and
 //! [`ThreadPool::submit`] returns it.
 
+mod priority;
+
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
     thread,
     time::Duration,
 };
 
 use parking_lot::{Condvar, Mutex};
-use tokio::sync::oneshot;
+use tokio::{
+    sync::oneshot::{self, error::RecvError},
+    time::timeout,
+};
+
+pub(crate) use self::priority::lower as lower_priority;
 
 /// A thread without work ends after this.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Threads for files, reloads and admin pages.
+/// Threads for work that something waits for, such as files of the replay buffer.
 const MAX_BLOCKING_THREADS: usize = 64;
+/// Threads for reloads, admin pages and metrics.
+const MAX_BACKGROUND_THREADS: usize = 16;
+/// A background thread that has not begun after this would hardly end: other threads take all CPU time. What waited for a
+/// lock of it would wait as long.
+const START_TIMEOUT: Duration = Duration::from_millis(50);
 
 static BLOCKING_THREADS: ThreadPool = ThreadPool::new("blocking", MAX_BLOCKING_THREADS);
+static BACKGROUND_THREADS: ThreadPool = ThreadPool::background("background", MAX_BACKGROUND_THREADS);
 
 /// Work for a thread.
 pub type Job = Box<dyn FnOnce() + Send>;
@@ -25,6 +39,40 @@ pub type Job = Box<dyn FnOnce() + Send>;
 /// panics. The runtime's own `spawn_blocking` panics without a thread, and a runtime waits for its work when dropped.
 pub fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> oneshot::Receiver<T> {
     spawn_on(&BLOCKING_THREADS, work)
+}
+
+/// Does work that may take long and that no request waits for, on a thread that runs only while no other one wants its
+/// CPU; on an ordinary one where that thread does not get to run. A future that is dropped does not end the work. Fails
+/// only if the work panics. The work must not start threads that stay: they would inherit the priority.
+pub async fn run_in_background<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, RecvError> {
+    run_on_either(&BACKGROUND_THREADS, &BLOCKING_THREADS, work).await
+}
+
+/// Does work on a thread of the first pool, or, if it has not begun in time, on one of the second.
+async fn run_on_either<T: Send + 'static>(
+    first: &'static ThreadPool,
+    second: &'static ThreadPool,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, RecvError> {
+    let (sender, mut result) = oneshot::channel();
+    let job: Job = Box::new(move || drop(sender.send(work())));
+    let job = Arc::new(Mutex::new(Some(job)));
+    let queued = job.clone();
+    let run_queued = Box::new(move || {
+        let job = queued.lock().take();
+        job.into_iter().for_each(|job| job());
+    });
+    first.submit(run_queued).unwrap_or_else(run_caught);
+    if let Ok(done) = timeout(START_TIMEOUT, &mut result).await {
+        return done;
+    }
+    let not_begun = job.lock().take();
+    if let Some(job) = not_begun {
+        second.submit(job).unwrap_or_else(run_caught);
+    }
+    result.await
 }
 
 /// [`spawn`] on a thread of this pool.
@@ -45,6 +93,8 @@ pub fn spawn_on<T: Send + 'static>(
 pub struct ThreadPool {
     name: &'static str,
     max_threads: usize,
+    /// Whether its threads have the lowest priority.
+    is_background: bool,
     queue: Mutex<Queue>,
     job_added: Condvar,
 }
@@ -58,8 +108,17 @@ struct Queue {
 impl ThreadPool {
     /// A pool without threads; `name` is that of each thread.
     pub const fn new(name: &'static str, max_threads: usize) -> Self {
+        Self::of(name, max_threads, false)
+    }
+
+    /// The same with threads of the lowest priority.
+    const fn background(name: &'static str, max_threads: usize) -> Self {
+        Self::of(name, max_threads, true)
+    }
+
+    const fn of(name: &'static str, max_threads: usize, is_background: bool) -> Self {
         let queue = Mutex::new(Queue { jobs: VecDeque::new(), threads: 0, idle: 0 });
-        Self { name, max_threads, queue, job_added: Condvar::new() }
+        Self { name, max_threads, is_background, queue, job_added: Condvar::new() }
     }
 
     /// Queues a job. Returns it if the pool has no thread and the system grants none.
@@ -80,6 +139,9 @@ impl ThreadPool {
     }
 
     fn run(&self) {
+        if self.is_background {
+            priority::lower();
+        }
         while let Some(job) = self.next_job() {
             run_caught(job);
         }
@@ -129,6 +191,31 @@ mod tests {
         assert_eq!(ended.iter().take(20).collect::<Vec<_>>(), (1..=20).collect::<Vec<_>>());
         assert_eq!(POOL.queue.lock().threads, 2);
         release.send(()).expect("the job waits");
+    }
+
+    /// Policy and niceness of the calling thread: SCHED_OTHER is 0, SCHED_IDLE is 5.
+    #[cfg(target_os = "linux")]
+    fn policy_and_niceness() -> (String, String) {
+        let stat = std::fs::read_to_string("/proc/thread-self/stat").expect("of this thread");
+        let (_, fields) = stat.rsplit_once(") ").expect("after the name");
+        let fields: Vec<_> = fields.split(' ').collect();
+        (fields[38].to_owned(), fields[16].to_owned())
+    }
+
+    #[tokio::test]
+    #[cfg(target_os = "linux")]
+    async fn background_work_has_the_lowest_priority_and_what_does_not_begin_is_done_at_the_ordinary_one() {
+        static BACKGROUND: ThreadPool = ThreadPool::background("test", 1);
+        static ORDINARY: ThreadPool = ThreadPool::new("test", 1);
+        let lowest = ("5".to_owned(), "19".to_owned());
+        assert_eq!(spawn_on(&BACKGROUND, policy_and_niceness).await, Ok(lowest));
+        let (release, blocked) = mpsc::channel::<()>();
+        let blocked = spawn_on(&BACKGROUND, move || blocked.recv().is_ok());
+        let ordinary = policy_and_niceness();
+        assert_eq!(run_on_either(&BACKGROUND, &ORDINARY, policy_and_niceness).await, Ok(ordinary));
+        release.send(()).expect("the job waits");
+        assert_eq!(blocked.await, Ok(true));
+        assert!(run_on_either(&BACKGROUND, &ORDINARY, || panic!("expected")).await.is_err());
     }
 
     #[tokio::test]

@@ -30,15 +30,15 @@ impl Admin {
     pub(super) async fn agents(self: Arc<Self>, query: Option<&str>) -> AdminResult {
         let query = ListQuery::parse(query).map_err(ApiError::bad_request)?;
         // A search can look at very many agents.
-        let listed = blocking::spawn(move || {
+        let response = blocking::run_in_background(move || {
             let (troubles, hour) = (self.collect_troubles(), self.metrics.last_hour());
             let directory = self.directory.load_full();
             let AgentPage { agents, next, total } = query.page(&directory, &troubles, &hour);
             let row = |agent: &Arc<Agent>| listed_agent_json(agent, &directory, &troubles, &hour);
             let agents: Vec<_> = agents.iter().map(row).collect();
-            json!({ "agents": agents, "next": next, "total": total })
+            json_response(StatusCode::OK, &json!({ "agents": agents, "next": next, "total": total }))
         });
-        Ok(json_response(StatusCode::OK, &listed.await?))
+        Ok(response.await?)
     }
 }
 

@@ -4,18 +4,19 @@ use std::{io::Write, mem};
 
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, response};
 use sha2::{Digest, Sha256};
 
 use super::{
     api::{Evaluation, Preconditions},
+    error::ApiError,
     response::AdminBody,
 };
 use crate::{blocking, secret::hex};
 
 /// Shorter bodies are sent as they are.
 const MIN_GZIP_BYTES: usize = 1024;
-/// A body of this size takes about a millisecond; longer ones are compressed on another thread.
+/// A body of this size takes about a millisecond; longer ones are tagged and compressed on another thread.
 const MAX_INLINE_BYTES: usize = 16 * 1024;
 /// Bytes of a hash in an entity tag.
 const TAG_BYTES: usize = 16;
@@ -44,38 +45,37 @@ impl AcceptedEncoding {
         }
         let (mut head, body) = response.into_parts();
         let body = match body {
-            AdminBody::Full(body) => {
-                let tag = hex::encode(&Sha256::digest(&body)[..TAG_BYTES]);
-                // A weak one: the compressed body has the same.
-                if let Ok(value) = HeaderValue::try_from(format!("W/\"{tag}\"")) {
-                    head.headers.insert(header::ETAG, value);
-                }
-                let known = self.preconditions.map(|conditions| conditions.evaluate(Some(&tag), true));
-                if known == Some(Evaluation::NotModified) {
-                    head.status = StatusCode::NOT_MODIFIED;
-                    return Response::from_parts(head, AdminBody::Full(Bytes::new()));
-                }
-                AdminBody::Full(body)
+            AdminBody::Full(body) if body.len() > MAX_INLINE_BYTES => {
+                let encoded = blocking::run_in_background(move || self.encode_full(head, body)).await;
+                return encoded.unwrap_or_else(|panicked| ApiError::from(panicked).into_response());
             }
-            body => body,
-        };
-        let body = match body {
-            AdminBody::Full(body) if self.gzip && body.len() >= MIN_GZIP_BYTES => {
-                match compress(body.clone()).await {
-                    Some(compressed) => {
-                        mark_gzip(&mut head.headers);
-                        AdminBody::Full(compressed)
-                    }
-                    None => AdminBody::Full(body),
-                }
-            }
+            AdminBody::Full(body) => return self.encode_full(head, body),
             AdminBody::Pages(pages) if self.gzip => {
                 mark_gzip(&mut head.headers);
-                AdminBody::Pages(Box::new(GzipPages { pages, encoder: Some(new_encoder()) }))
+                AdminBody::Pages(pages.map(|pages| GzipPages { pages, encoder: Some(new_encoder()) }))
             }
             body => body,
         };
         Response::from_parts(head, body)
+    }
+
+    fn encode_full(self, mut head: response::Parts, body: Bytes) -> Response<AdminBody> {
+        let tag = hex::encode(&Sha256::digest(&body)[..TAG_BYTES]);
+        // A weak one: the compressed body has the same.
+        if let Ok(value) = HeaderValue::try_from(format!("W/\"{tag}\"")) {
+            head.headers.insert(header::ETAG, value);
+        }
+        let known = self.preconditions.map(|conditions| conditions.evaluate(Some(&tag), true));
+        if known == Some(Evaluation::NotModified) {
+            head.status = StatusCode::NOT_MODIFIED;
+            return Response::from_parts(head, AdminBody::Full(Bytes::new()));
+        }
+        let is_compressed = self.gzip && body.len() >= MIN_GZIP_BYTES;
+        let compressed = is_compressed.then(|| compress(&body)).flatten();
+        if compressed.is_some() {
+            mark_gzip(&mut head.headers);
+        }
+        Response::from_parts(head, AdminBody::Full(compressed.unwrap_or(body)))
     }
 }
 
@@ -94,19 +94,15 @@ fn accepts_gzip(headers: &HeaderMap) -> bool {
     })
 }
 
-/// For pages, which are compressed on the admin's own thread.
+/// For pages, which are compressed as they are generated.
 fn new_encoder() -> GzEncoder<Vec<u8>> {
     GzEncoder::new(Vec::new(), Compression::fast())
 }
 
-async fn compress(body: Bytes) -> Option<Bytes> {
-    let is_short = body.len() <= MAX_INLINE_BYTES;
-    let run = move || {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-        encoder.write_all(&body).ok()?;
-        encoder.finish().ok().map(Bytes::from)
-    };
-    if is_short { run() } else { blocking::spawn(run).await.ok().flatten() }
+fn compress(body: &[u8]) -> Option<Bytes> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(body).ok()?;
+    encoder.finish().ok().map(Bytes::from)
 }
 
 /// Pages compressed one by one.

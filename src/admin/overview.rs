@@ -53,12 +53,12 @@ impl Admin {
     /// The statistics of the last hour.
     pub(super) async fn overview(self: Arc<Self>, query: Option<&str>) -> AdminResult {
         let query = OverviewQuery::parse(query).map_err(ApiError::bad_request)?;
-        let json = blocking::spawn(move || {
+        let response = blocking::run_in_background(move || {
             let now = SystemTime::now();
             self.metrics.collect(now);
-            self.overview_json(&query, now, &self.metrics.last_hour())
+            json_response(StatusCode::OK, &self.overview_json(&query, now, &self.metrics.last_hour()))
         });
-        Ok(json_response(StatusCode::OK, &json.await?))
+        Ok(response.await?)
     }
 
     fn overview_json(&self, query: &OverviewQuery, now: SystemTime, hour: &HourStats) -> Value {

@@ -35,7 +35,7 @@ impl Admin {
         let (filter, limit) = parse_filter(query).map_err(ApiError::bad_request)?;
         let limit = limit.unwrap_or(DEFAULT_LIMIT).min(self.recent.capacity());
         // Blocking, because the buffer may be very large.
-        let response = blocking::spawn(move || {
+        let response = blocking::run_in_background(move || {
             let to_json = if filter.request_id.is_some() { exchange_json_with_detail } else { exchange_json };
             let exchanges = self.recent.latest(&filter, limit);
             let next = exchanges.last().filter(|_| exchanges.len() == limit).map(next_cursor);

@@ -7,7 +7,7 @@ use http::Response;
 
 use super::{
     Admin,
-    response::{AdminBody, with_content_type},
+    response::{AdminBody, BackgroundPages, with_content_type},
     suites::CorpCounts,
     unix_seconds,
 };
@@ -29,7 +29,7 @@ impl Admin {
     /// All metrics; the series of agents as pages.
     pub(super) async fn scrape(self: Arc<Self>) -> Response<AdminBody> {
         let admin = self.clone();
-        let first = blocking::spawn(move || {
+        let first = blocking::run_in_background(move || {
             admin.metrics.collect(SystemTime::now());
             admin.prune_removed();
             let mut text = TextEncoder::default();
@@ -43,7 +43,7 @@ impl Admin {
         });
         let first = first.await.unwrap_or_default() + &self.callback_metrics().await;
         let pages = std::iter::once(first).chain(AgentFamilies::new(self.metrics.clone())).map(Bytes::from);
-        with_content_type(CONTENT_TYPE, AdminBody::Pages(Box::new(pages)))
+        with_content_type(CONTENT_TYPE, AdminBody::Pages(BackgroundPages::new(pages)))
     }
 
     /// The number of requests in flight to the upstream.

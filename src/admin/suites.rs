@@ -50,22 +50,22 @@ impl Admin {
     async fn list_suites(self: &Arc<Self>) -> AdminResult {
         let directory = self.directory.load_full();
         // There can be very many corps.
-        let listed = blocking::spawn(move || suites_json(&directory)).await?;
-        Ok(json_response(StatusCode::OK, &listed))
+        let list = move || json_response(StatusCode::OK, &suites_json(&directory));
+        Ok(blocking::run_in_background(list).await?)
     }
 
     /// A page of the corps of a suite, each as `/api/agents` lists an agent.
     async fn list_corps(self: &Arc<Self>, agent: Arc<Agent>, query: Option<&str>) -> AdminResult {
         let query = ListQuery::parse(query).map_err(ApiError::bad_request)?;
         let admin = self.clone();
-        let listed = blocking::spawn(move || {
+        let response = blocking::run_in_background(move || {
             let (directory, troubles) = (admin.directory.load_full(), admin.collect_troubles());
             let page = agent.suite().map(|suite| query.page_of_corps(suite, &directory, &troubles));
             let AgentPage { agents, next, total } = page.unwrap_or_default();
             let corps: Vec<_> = agents.iter().map(|corp| corp_row_json(corp, &directory)).collect();
-            json!({ "corps": corps, "next": next, "total": total })
+            json_response(StatusCode::OK, &json!({ "corps": corps, "next": next, "total": total }))
         });
-        Ok(json_response(StatusCode::OK, &listed.await?))
+        Ok(response.await?)
     }
 
     async fn install_link(&self, agent: &Arc<Agent>, query: Option<&str>) -> AdminResult {

@@ -65,7 +65,7 @@ async fn watch_files(reloader: Arc<Reloader>, interval: Duration, mut stopping: 
     let mut file_watch = FileWatch::default();
     loop {
         let reloader = reloader.clone();
-        let looked = blocking::spawn(move || {
+        let looked = blocking::run_in_background(move || {
             if file_watch.look(&reloader.last_load()) {
                 // The reloader logs the result.
                 let _ = reloader.reload();

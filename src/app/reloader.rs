@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use super::prepared_config::{PreparedConfig, SetupError};
 use crate::{
     admin::{LastReload, ReloadReport},
+    blocking,
     callbacks::Callbacks,
     config::{self, Address, Config, LoadedFiles, ReloadTrigger, StateConfig, StoreConfig, UpstreamId},
     directory::{Directory, DirectoryUpdater},
@@ -361,6 +362,7 @@ fn load_on_own_thread(path: &Path) -> (Result<Config, config::Error>, LoadedFile
 /// block a worker. Without a thread, the last request does that.
 fn drop_in_background(directory: Arc<Directory>) {
     let drop_when_unused = move || {
+        blocking::lower_priority();
         let mut directory = directory;
         while let Err(in_use) = Arc::try_unwrap(directory) {
             directory = in_use;

@@ -64,7 +64,7 @@ pub(super) async fn run_until_signal(
 async fn reload(app: &App) {
     let reloader = app.reloader();
     // The reloader logs the result.
-    if blocking::spawn(move || drop(reloader.reload())).await.is_err() {
+    if blocking::run_in_background(move || drop(reloader.reload())).await.is_err() {
         tracing::error!("reload panicked");
     }
 }
