@@ -33,12 +33,8 @@ pub struct WriteBuf {
 }
 
 impl Drop for WriteBuf {
-    /// The buffer may have contained a token.
     fn drop(&mut self) {
-        self.buffer.clear();
-        let spare = self.buffer.spare_capacity_mut();
-        spare.fill(MaybeUninit::new(0));
-        black_box(spare);
+        self.wipe_all();
     }
 }
 
@@ -68,6 +64,20 @@ impl WriteBuf {
         }
         self.buffer.clear();
         self.written = 0;
+    }
+
+    /// Wipes all that the buffer has contained, which may include a token.
+    fn wipe_all(&mut self) {
+        self.buffer.clear();
+        let spare = self.buffer.spare_capacity_mut();
+        spare.fill(MaybeUninit::new(0));
+        black_box(spare);
+    }
+
+    /// Frees the buffer, before a wait that may be long. Everything must have been written.
+    pub fn release(&mut self) {
+        self.wipe_all();
+        self.buffer = BytesMut::new();
     }
 
     fn unwritten(&self) -> &[u8] {

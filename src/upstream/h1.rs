@@ -298,6 +298,9 @@ impl Http1Exchange {
                 needs_more = self.poll_body_chunk(cx)?.is_pending();
             }
             if self.connection.write_buf.is_empty() {
+                if needs_more {
+                    self.connection.write_buf.release();
+                }
                 let flushed = Pin::new(&mut self.connection.stream).poll_flush(cx);
                 return match flushed {
                     Poll::Ready(Ok(())) if !needs_more => Poll::Ready(Ok(())),
