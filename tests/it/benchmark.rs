@@ -1,4 +1,4 @@
-//! The benchmark that users run: it starts every peer, and leaves no files or processes behind.
+//! The benchmarks that users run: they start every peer, and leave no files or processes behind.
 
 use std::{fs, path::Path, process::Command};
 
@@ -6,10 +6,10 @@ use tempfile::TempDir;
 
 use crate::process::{Process, run, tool};
 
-/// One short round with the program under test; its temporary files go to `dir`.
-fn smoke_command(dir: &TempDir) -> Command {
+/// One short round of a benchmark with the program under test; its temporary files go to `dir`.
+fn smoke_command(script: &str, dir: &TempDir) -> Command {
     let mut command = Command::new(tool("python3"));
-    command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/bench/run.py"));
+    command.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("bench").join(script));
     command.args(["--smoke", "--program", env!("CARGO_BIN_EXE_wecom-proxy")]).env("TMPDIR", dir.path());
     command
 }
@@ -30,7 +30,7 @@ fn assert_nothing_left(dir: &Path) {
 #[cfg(target_os = "linux")]
 async fn benchmark_runs_with_every_peer() {
     let dir = TempDir::new().expect("a directory");
-    let output = run(smoke_command(&dir)).await;
+    let output = run(smoke_command("run.py", &dir)).await;
     assert_eq!(output.status, 0, "{}", output.err);
     assert!(!output.err.contains("Not compared"), "{}; `sh tests/run.sh` installs it", output.err);
     let rows = [
@@ -53,10 +53,24 @@ async fn benchmark_runs_with_every_peer() {
 
 #[tokio::test]
 #[cfg(target_os = "linux")]
+async fn latencies_are_measured_beside_nginx_and_during_work() {
+    let dir = TempDir::new().expect("a directory");
+    let output = run(smoke_command("tail.py", &dir)).await;
+    assert_eq!(output.status, 0, "{}", output.err);
+    let rows = |name: &str| output.out.lines().filter(|line| line.contains(&format!("| {name} |"))).count();
+    assert_eq!((rows("nginx"), rows("wecom-proxy")), (1, 1), "{}", output.out);
+    for work in ["at rest", "reloads", "token renewals", "scrapes", "pages of agents", "access log stalled"] {
+        assert_eq!(rows(work), 2, "{work}: on either core\n{}", output.out);
+    }
+    assert_nothing_left(dir.path());
+}
+
+#[tokio::test]
+#[cfg(target_os = "linux")]
 async fn interrupted_benchmark_stops_its_processes() {
     for signal in ["INT", "TERM"] {
         let dir = TempDir::new().expect("a directory");
-        let benchmark = Process::start(smoke_command(&dir));
+        let benchmark = Process::start(smoke_command("run.py", &dir));
         benchmark.err.wait_for_line("round 1 of 1").await;
         benchmark.signal(signal);
         let output = benchmark.wait().await;
