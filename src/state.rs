@@ -32,6 +32,7 @@ use self::{
 };
 use crate::{
     config::{RedisConfig, StateConfig},
+    secret::{Masked, seal::Sealer},
     store::{DialerChange, StoreError},
 };
 
@@ -197,6 +198,11 @@ impl State {
         }
         self.worker.close().await;
     }
+}
+
+/// Seals and opens values.
+fn sealer(key: &Masked, old_key: Option<&Masked>) -> Result<Arc<Sealer>, OpenError> {
+    Sealer::new(SEALING_DOMAIN, key, old_key).map(Arc::new).ok_or(OpenError::InvalidKey)
 }
 
 /// The field of a record in the store, and the place that its value is bound to.

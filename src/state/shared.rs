@@ -9,9 +9,9 @@ use tokio::{
 
 use super::{
     ChangeListener, Collection, DELETION_TTL_SECONDS, OpenError, PageLimit, Precondition, ReadError, Record,
-    RecordPage, RecordSummary, SEALING_DOMAIN, WriteError,
+    RecordPage, RecordSummary, WriteError,
     record::{SealedRecord, skip_unreadable},
-    record_aad,
+    record_aad, sealer,
     worker::{Committed, RecordChanges, SharedHealth, StateBackend, StateWorker, Worker, WriteJob},
 };
 use crate::{
@@ -50,7 +50,7 @@ pub(super) fn open(
     health: SharedHealth,
 ) -> Result<(StateWorker, SharedRecords), OpenError> {
     let prepared = PreparedStore::new(redis)?;
-    let sealer = sealer(redis)?;
+    let sealer = sealer(&redis.key, redis.old_key.as_ref())?;
     let (sender, opened) = mpsc::sync_channel(1);
     let start = async move || {
         let records = SharedRecords { store: connect(prepared).await, sealer };
@@ -78,11 +78,6 @@ async fn connect(prepared: PreparedStore) -> Arc<Store> {
     };
     let _ = timeout(LOAD_TIMEOUT, is_connected).await;
     store
-}
-
-fn sealer(redis: &RedisConfig) -> Result<Arc<Sealer>, OpenError> {
-    let sealer = Sealer::new(SEALING_DOMAIN, &redis.key, redis.old_key.as_ref());
-    sealer.map(Arc::new).ok_or(OpenError::InvalidKey)
 }
 
 impl SharedRecords {

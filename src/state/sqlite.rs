@@ -16,8 +16,9 @@ use rusqlite::Connection;
 use self::writer::SqliteWriter;
 use super::{
     ChangeListener, Collection, OpenError, PageLimit, ReadError, Record, RecordPage, RecordSummary,
-    SEALING_DOMAIN, StateDelivery,
+    StateDelivery,
     record::{SealedRecord, skip_unreadable},
+    sealer,
     worker::{SharedHealth, StateWorker, Worker},
 };
 use crate::{
@@ -48,7 +49,7 @@ pub(super) fn open(
     listener: ChangeListener,
     health: SharedHealth,
 ) -> Result<(StateWorker, SqliteReader), OpenError> {
-    let sealer = sealer(config)?;
+    let sealer = sealer(&config.key, config.old_key.as_ref())?;
     let path = config.path.clone();
     let backend = SqliteWriter::open(path.clone(), sealer.clone())?;
     let delivered = backend.load(|records| listener(StateDelivery { records, is_complete: false }))?;
@@ -159,12 +160,6 @@ fn open_readable(
         goes_on
     })?;
     Ok(page)
-}
-
-/// Seals and opens the values of a state file.
-fn sealer(config: &StateFileConfig) -> Result<Arc<Sealer>, OpenError> {
-    let sealer = Sealer::new(SEALING_DOMAIN, &config.key, config.old_key.as_ref());
-    sealer.map(Arc::new).ok_or(OpenError::InvalidKey)
 }
 
 #[cfg(test)]

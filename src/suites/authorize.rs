@@ -10,17 +10,18 @@ use std::{
 
 use dashmap::DashMap;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 use tokio::{sync::OnceCell, time::sleep};
 
 use super::{
     Suites,
-    records::{CancellationRecord, CorpRecord, FileCode, RedeemedRecord, corp_record_name, encode},
+    records::{
+        CancellationRecord, CorpRecord, FileCode, RedeemedRecord, corp_record_name, encode, hash_name,
+    },
 };
 use crate::{
     config::{self, KeyHash},
     directory::{Agent, Suite},
-    secret::{Masked, hex},
+    secret::Masked,
     state::{Collection, Precondition, ReadError, Record, Write, WriteError},
     time::clock::unix_now,
     tokens::{
@@ -266,7 +267,7 @@ fn report_authorized(suite: &Suite, redeemed: &Redeemed) {
 }
 
 fn redeemed_name(suite: &Suite, auth_code: &Masked) -> String {
-    format!("{}/{}", suite.config.suite_id, hex::encode(&Sha256::digest(auth_code.expose())))
+    format!("{}/{}", suite.config.suite_id, hash_name(auth_code.expose()))
 }
 
 fn redeemed_write(name: &str, body: &Masked, ttl: Duration) -> Write {

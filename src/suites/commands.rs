@@ -3,28 +3,27 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use sha2::{Digest, Sha256};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     AuthorizeError, RedeemVersion, Redeemed, Suites,
-    records::{AuthCodeRecord, encode},
+    records::{AuthCodeRecord, encode, hash_name},
     suite_agent,
 };
 use crate::{
     directory::{Agent, Suite},
-    secret::{Masked, hex, random_u64},
+    secret::{Masked, random_fraction, random_u64},
     state::{Collection, Write, WriteError},
-    time::clock::unix_now,
+    time::{backoff::BackoffRange, clock::unix_now},
     tokens::FetchError,
     wecom::provider_api,
 };
 
 /// How long an auth_code is valid.
 const AUTH_CODE_TTL: Duration = Duration::from_secs(10 * 60);
-/// The delays between attempts to redeem an auth_code; the last one repeats.
-const RETRY_INTERVALS: [Duration; 4] =
-    [Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(10), Duration::from_secs(30)];
+/// The delays between attempts to redeem an auth_code.
+const BACKOFF_RANGE: BackoffRange =
+    BackoffRange { min: Duration::from_secs(1), max: Duration::from_secs(30) };
 /// How long the browser of an administrator waits.
 const REDIRECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// Auth_codes that are read from the state at the start.
@@ -94,7 +93,7 @@ impl Suites {
         let expires_at = unix_now() + AUTH_CODE_TTL.as_secs();
         let suite_id = suite.config.suite_id.clone();
         let record = AuthCodeRecord { suite_id, auth_code: auth_code.clone(), expires_at };
-        let write = Write::put(Collection::AuthCodes, record_name(auth_code), encode(&record));
+        let write = Write::put(Collection::AuthCodes, hash_name(auth_code.expose()), encode(&record));
         self.write(vec![write.expires_at(expires_at)]).await.map(drop)
     }
 
@@ -106,7 +105,7 @@ impl Suites {
 
     /// Redeems an auth_code, with retries until it is worthless.
     async fn redeem_until(self: &Arc<Self>, suite_agent: &Arc<Agent>, auth_code: &Masked, expires_at: u64) {
-        for attempt in 0.. {
+        for earlier in 0.. {
             let error = match self.authorize(suite_agent, auth_code, RedeemVersion::V2).await {
                 Ok(_) => break,
                 Err(error) => error,
@@ -123,9 +122,9 @@ impl Suites {
             if is_final || unix_now() >= expires_at {
                 break;
             }
-            sleep(RETRY_INTERVALS[attempt.min(RETRY_INTERVALS.len() - 1)]).await;
+            sleep(BACKOFF_RANGE.jittered(earlier, random_fraction())).await;
         }
-        let _ = self.write(vec![Write::delete(Collection::AuthCodes, record_name(auth_code))]).await;
+        let _ = self.write(vec![Write::delete(Collection::AuthCodes, hash_name(auth_code.expose()))]).await;
     }
 
     /// Goes on with the auth_codes that the process before did not redeem.
@@ -145,8 +144,4 @@ impl Suites {
             }
         });
     }
-}
-
-fn record_name(auth_code: &Masked) -> String {
-    hex::encode(&Sha256::digest(auth_code.expose()))
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::{
@@ -233,6 +234,11 @@ pub(super) fn corp_record_name(suite_id: &str, corpid: &str) -> String {
 /// The suite_id and the corpid of a record's name.
 pub(super) fn parse_corp_record_name(name: &str) -> Option<(&str, &str)> {
     name.split_once('/')
+}
+
+/// The name of the record of a secret: looking a guess up by its hash tells nothing about the secrets that there are.
+pub(super) fn hash_name(secret: &str) -> String {
+    hex::encode(&Sha256::digest(secret))
 }
 
 /// A secret in a record, which is encrypted as a whole.

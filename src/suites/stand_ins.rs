@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
-
 use super::{
     Suites,
-    records::{StandInRecord, encode, random_secret},
+    records::{StandInRecord, encode, hash_name, random_secret},
 };
 use crate::{
     directory::{Client, Suite},
-    secret::{Masked, hex},
+    secret::Masked,
     state::{Collection, Write, WriteError},
 };
 
@@ -32,7 +30,7 @@ impl Suites {
             corpid: corpid.to_owned(),
             client: client_name(client).to_owned(),
         };
-        self.write(vec![Write::put(Collection::StandIns, hash(stand_in.expose()), encode(&record))])
+        self.write(vec![Write::put(Collection::StandIns, hash_name(stand_in.expose()), encode(&record))])
             .await
             .map(drop)?;
         Ok(stand_in)
@@ -59,7 +57,7 @@ impl Suites {
     /// Whether a text is this client's stand-in for the permanent code of this corp.
     pub fn is_stand_in(&self, text: &str, suite: &Suite, corpid: &str, client: Option<&Client>) -> bool {
         text.starts_with(STAND_IN_PREFIX)
-            && self.stand_ins.get(&hash(text)).is_some_and(|known| {
+            && self.stand_ins.get(&hash_name(text)).is_some_and(|known| {
                 known.suite_id == suite.config.suite_id
                     && known.corpid == corpid
                     && known.client == client_name(client)
@@ -68,7 +66,7 @@ impl Suites {
 
     /// The name of the client whose stand-in for this corp's permanent code a text is; empty for a caller of an open proxy.
     pub fn stand_in_client(&self, text: &str, suite: &Suite, corpid: &str) -> Option<String> {
-        let known = text.starts_with(STAND_IN_PREFIX).then(|| self.stand_ins.get(&hash(text)))??;
+        let known = text.starts_with(STAND_IN_PREFIX).then(|| self.stand_ins.get(&hash_name(text)))??;
         let is_of_corp = known.suite_id == suite.config.suite_id && known.corpid == corpid;
         is_of_corp.then(|| known.client.clone())
     }
@@ -76,9 +74,4 @@ impl Suites {
 
 fn client_name(client: Option<&Client>) -> &str {
     client.map_or("", |client| &client.config.name)
-}
-
-/// The name of a stand-in's record: looking a guess up by its hash tells nothing about the stand-ins that there are.
-fn hash(text: &str) -> String {
-    hex::encode(&Sha256::digest(text))
 }

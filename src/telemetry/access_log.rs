@@ -215,6 +215,7 @@ pub struct FirstAttempt {
 pub struct AccessLog(Arc<WorkerHandle>);
 
 /// The handle of one worker.
+#[derive(Clone)]
 struct WorkerHandle {
     logged: LoggedRequests,
     /// Whether lines begin with their priority, for the journal.
@@ -282,15 +283,8 @@ impl AccessLog {
 
     /// A handle of the same log with its own buffer, for another worker.
     pub fn for_worker(&self) -> Self {
-        let WorkerHandle { logged, has_priorities, layout, reopen, buffers, .. } = &*self.0;
-        Self(Arc::new(WorkerHandle {
-            logged: *logged,
-            has_priorities: *has_priorities,
-            layout: *layout,
-            reopen: reopen.clone(),
-            buffer: buffers.add_buffer(),
-            buffers: buffers.clone(),
-        }))
+        let handle = (*self.0).clone();
+        Self(Arc::new(WorkerHandle { buffer: handle.buffers.add_buffer(), ..handle }))
     }
 
     /// Whether a line of this level may be logged, by `log.access` and the current level of the log.

@@ -8,16 +8,13 @@ use std::{
 use tokio::time::sleep;
 
 use super::{CachedToken, CredentialId, TokenCache, kinds::ticket::TicketKind};
+use crate::{secret::random_fraction, time::backoff::BackoffRange};
 
-/// The delays before further attempts where the store is away. A value that is never deleted expires.
-const RETRY_INTERVALS: [Duration; 6] = [
-    Duration::from_secs(1),
-    Duration::from_secs(5),
-    Duration::from_secs(30),
-    Duration::from_secs(120),
-    Duration::from_secs(600),
-    Duration::from_secs(1800),
-];
+/// The delays before further attempts where the store is away.
+const BACKOFF_RANGE: BackoffRange =
+    BackoffRange { min: Duration::from_secs(1), max: Duration::from_secs(600) };
+/// Attempts within some 40 minutes. A value that is never deleted expires.
+const MAX_ATTEMPTS: u32 = 13;
 
 impl TokenCache {
     /// Removes an entry, and deletes its token and tickets in the store, in the background.
@@ -44,10 +41,11 @@ impl CachedToken {
         let names: Vec<_> = [self.id].into_iter().chain(tickets).map(|id| id.store_name()).collect();
         self.service.runtime.spawn(async move {
             for name in names {
-                let mut delays = RETRY_INTERVALS.into_iter();
-                while store.forget(&name).await.is_err() {
-                    let Some(delay) = delays.next() else { break };
-                    sleep(delay).await;
+                for earlier in 0..MAX_ATTEMPTS {
+                    if store.forget(&name).await.is_ok() {
+                        break;
+                    }
+                    sleep(BACKOFF_RANGE.jittered(earlier, random_fraction())).await;
                 }
             }
         });

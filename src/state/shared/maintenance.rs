@@ -104,7 +104,7 @@ async fn rekey_row(
 
 async fn open(redis: &RedisConfig) -> Result<SharedRecords, MaintenanceError> {
     let prepared = PreparedStore::new(redis).map_err(OpenError::from)?;
-    let sealer = sealer(redis)?;
+    let sealer = sealer(&redis.key, redis.old_key.as_ref())?;
     let records = SharedRecords { store: connect(prepared).await, sealer };
     match records.store.last_error() {
         None => Ok(records),

@@ -41,8 +41,14 @@ pub(super) fn create_or_check(path: &Path, sealer: &Sealer) -> Result<(), OpenEr
     if !path.try_exists().map_err(|error| unusable(path, &error))? {
         create(path, sealer)?;
     }
-    let checked = connect_for_check(path)?;
-    check_key(path, &checked, sealer)
+    connect_with_key(path, sealer).map(drop)
+}
+
+/// As [`connect_for_check`], for a file whose values are sealed under a configured key.
+pub(super) fn connect_with_key(path: &Path, sealer: &Sealer) -> Result<Connection, OpenError> {
+    let connection = connect_for_check(path)?;
+    check_key(path, &connection, sealer)?;
+    Ok(connection)
 }
 
 /// A connection for writing to a checked file.
@@ -203,7 +209,7 @@ fn check_content(path: &Path, connection: &Connection) -> Result<(), OpenError> 
 }
 
 /// Checks that the values are sealed under a key that is configured.
-pub(super) fn check_key(path: &Path, connection: &Connection, sealer: &Sealer) -> Result<(), OpenError> {
+fn check_key(path: &Path, connection: &Connection, sealer: &Sealer) -> Result<(), OpenError> {
     let sealed: Option<Vec<u8>> = connection
         .query_row("SELECT value FROM meta WHERE name = 'key'", [], |row| row.get(0))
         .optional()

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 use zeroize::Zeroizing;
 
 use super::{
-    super::{CheckReport, Collection, MaintenanceError, OpenError, RekeyReport, record_aad},
+    super::{CheckReport, Collection, MaintenanceError, OpenError, RekeyReport, record_aad, sealer},
     file::{self, KEY_CHECK, KEY_CHECK_AAD},
     schema::version_of,
 };
@@ -43,9 +43,8 @@ fn copy(path: &Path, target: &Path, created: &File) -> Result<(), Box<dyn std::e
 
 /// Reads and decrypts everything; changes nothing.
 pub(crate) fn check(config: &StateFileConfig) -> Result<CheckReport, OpenError> {
-    let (path, sealer) = (&config.path, super::sealer(config)?);
-    let connection = file::connect_for_check(path)?;
-    file::check_key(path, &connection, &sealer)?;
+    let (path, sealer) = (&config.path, sealer(&config.key, config.old_key.as_ref())?);
+    let connection = file::connect_with_key(path, &sealer)?;
     let failed = |error: rusqlite::Error| file::failed(path, &error);
     let schema = version_of(&connection).map_err(failed)?;
     let (mut counts, mut unreadable, mut under_old_key) = (BTreeMap::new(), Vec::new(), 0);
@@ -76,9 +75,8 @@ pub(crate) fn read(
     collection: Collection,
     name: &str,
 ) -> Result<Option<Zeroizing<Vec<u8>>>, OpenError> {
-    let (path, sealer) = (&config.path, super::sealer(config)?);
-    let connection = file::connect_for_check(path)?;
-    file::check_key(path, &connection, &sealer)?;
+    let (path, sealer) = (&config.path, sealer(&config.key, config.old_key.as_ref())?);
+    let connection = file::connect_with_key(path, &sealer)?;
     let query = "SELECT value FROM records WHERE collection = ?1 AND name = ?2 AND value IS NOT NULL";
     let found = connection.query_row(query, params![collection.name(), name], |row| row.get(0)).optional();
     let sealed: Option<Vec<u8>> = found.map_err(|error| file::failed(path, &error))?;
@@ -114,10 +112,8 @@ pub(crate) fn names(config: &StateFileConfig, collection: Collection) -> Result<
 
 /// Seals every value under `key` that is still sealed under `old_key`. Versions stay.
 pub(crate) fn rekey(config: &StateFileConfig) -> Result<RekeyReport, MaintenanceError> {
-    let (path, sealer) = (&config.path, super::sealer(config)?);
-    let checked = file::connect_for_check(path)?;
-    file::check_key(path, &checked, &sealer)?;
-    drop(checked);
+    let (path, sealer) = (&config.path, sealer(&config.key, config.old_key.as_ref())?);
+    drop(file::connect_with_key(path, &sealer)?);
     let failed = |error: rusqlite::Error| MaintenanceError::Open(file::failed(path, &error));
     let mut connection = file::connect_writer(path).map_err(failed)?;
     let mut report = RekeyReport::default();

@@ -3,7 +3,7 @@
 //! a word. <https://www.sqlite.org/fileformat2.html#walformat>
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read},
     path::Path,
 };
@@ -20,7 +20,7 @@ const READS: usize = 3;
 pub(super) fn is_damaged(path: &Path) -> io::Result<bool> {
     let mut before = None;
     for _ in 0..READS {
-        let log = read(path)?;
+        let log = fs::read(path)?;
         // Another process may have begun the log anew while it was read.
         let damage =
             (read_header(path)? == log.get(..HEADER_BYTES).unwrap_or_default()).then(|| find_damage(&log));
@@ -31,12 +31,6 @@ pub(super) fn is_damaged(path: &Path) -> io::Result<bool> {
         before = Some(damage);
     }
     Ok(true)
-}
-
-fn read(path: &Path) -> io::Result<Vec<u8>> {
-    let mut log = Vec::new();
-    File::open(path)?.read_to_end(&mut log)?;
-    Ok(log)
 }
 
 fn read_header(path: &Path) -> io::Result<Vec<u8>> {
@@ -121,7 +115,7 @@ mod tests {
         for nth in 0..transactions {
             connection.execute("UPDATE t SET value = ?1", [nth + 1]).expect("changed");
         }
-        let log = read(&directory.path().join("test.db-wal")).expect("readable");
+        let log = fs::read(directory.path().join("test.db-wal")).expect("readable");
         assert_eq!(log.len(), HEADER_BYTES + transactions * FRAME_BYTES);
         log
     }

@@ -31,6 +31,7 @@ pub(super) struct WorkerMetrics {
 }
 
 /// The requests of one client to one agent.
+#[derive(Default)]
 pub(super) struct PairMetrics {
     pub(super) agent: Option<Arc<Agent>>,
     pub(super) client: Option<Arc<Client>>,
@@ -51,20 +52,7 @@ pub(super) struct PairMetrics {
 
 impl PairMetrics {
     fn new(agent: Option<&Arc<Agent>>, client: Option<&Arc<Client>>) -> Self {
-        Self {
-            agent: agent.cloned(),
-            client: client.cloned(),
-            statuses: CounterMap::default(),
-            errcodes: CounterMap::default(),
-            retries: CounterMap::default(),
-            failures: FailureCounts::default(),
-            agent_failures: None,
-            durations: Histogram::default(),
-            upstream_durations: Histogram::default(),
-            request_bytes: 0,
-            response_bytes: 0,
-            refusals: Vec::new(),
-        }
+        Self { agent: agent.cloned(), client: client.cloned(), ..Self::default() }
     }
 
     fn record(&mut self, entry: &AccessLogEntry<'_>) {

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 
 use quick_xml::{
     Reader,
+    escape::resolve_xml_entity,
     events::{BytesRef, Event},
 };
 use serde::Deserialize;
@@ -248,14 +249,8 @@ fn resolve(reference: &BytesRef<'_>) -> Result<Cow<'static, str>, ParseError> {
     if let Some(char) = reference.resolve_char_ref().map_err(|_| ParseError::Malformed)? {
         return Ok(char.to_string().into());
     }
-    match &*reference.xml10_content() {
-        "lt" => Ok("<".into()),
-        "gt" => Ok(">".into()),
-        "amp" => Ok("&".into()),
-        "apos" => Ok("'".into()),
-        "quot" => Ok("\"".into()),
-        _ => Err(ParseError::Malformed),
-    }
+    let text = resolve_xml_entity(&reference.xml10_content()).ok_or(ParseError::Malformed)?;
+    Ok(text.into())
 }
 
 #[cfg(test)]
