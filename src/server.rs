@@ -42,10 +42,10 @@ use tokio::{
 use self::{
     client_address::{ClientAddresses, Peer},
     client_auth::CertificateChain,
-    handoff::Handoff,
     http1::{Http1Connection, ReusedByTask},
-    task_pool::TaskPool,
+    task_pool::{TaskPool, WaitingTask},
     tls::TlsTermination,
+    worker_share::CountedConnection,
     wrong_key_throttle::WrongKeyThrottle,
 };
 pub use self::{
@@ -309,15 +309,15 @@ enum Protocol<'a> {
 /// An idle HTTP/1 connection keeps this future: what it does not need then is boxed or moved away as a whole, because
 /// arguments and partly moved variables keep their memory while others are awaited.
 async fn serve_connection(
-    next: &Handoff<Accepted>,
+    waiting: Rc<WaitingTask>,
     server: &Arc<Server>,
     proxy: &Rc<Proxy>,
     reused: &mut ReusedByTask,
 ) {
-    match open_connection(next, server, proxy, reused).await {
-        None => {}
-        Some(Protocol::Http2(serving)) => serving.await,
-        Some(Protocol::Http1(connection)) => {
+    let Some((protocol, _counted)) = open_connection(waiting, server, proxy, reused).await else { return };
+    match protocol {
+        Protocol::Http2(serving) => serving.await,
+        Protocol::Http1(connection) => {
             let serve_http2 =
                 |(accepted, received)| Box::pin(http2::serve(accepted, received, server, proxy));
             if let Some(serving) = http1::serve(connection, reused).await.map(serve_http2) {
@@ -329,12 +329,13 @@ async fn serve_connection(
 
 /// Takes the connection that was handed over and does what precedes its first request.
 async fn open_connection<'a>(
-    next: &Handoff<Accepted>,
+    waiting: Rc<WaitingTask>,
     server: &'a Arc<Server>,
     proxy: &'a Rc<Proxy>,
     reused: &mut ReusedByTask,
-) -> Option<Protocol<'a>> {
-    let accepted = poll_fn(|_| next.poll_take()).await;
+) -> Option<(Protocol<'a>, CountedConnection)> {
+    let (accepted, counted) = poll_fn(|_| waiting.next.poll_take()).await;
+    drop(waiting);
     accepted.permit.register_waker().await;
     let is_plaintext = server.tls.load().is_none();
     let negotiated = match is_plaintext && !server.client_addresses.sends_proxy_header(accepted.peer.address)
@@ -342,7 +343,7 @@ async fn open_connection<'a>(
         true => Negotiated { accepted, tls: None, chain: None, alpn_is_http2: None },
         false => Box::pin(negotiate(accepted, server)).await?,
     };
-    select_protocol(negotiated, server, proxy, reused)
+    Some((select_protocol(negotiated, server, proxy, reused)?, counted))
 }
 
 /// Reads the header of the PROXY protocol, and performs the TLS handshake.

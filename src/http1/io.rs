@@ -4,6 +4,7 @@ use std::{
     future::Future,
     io,
     net::{self, SocketAddr},
+    num::NonZero,
     os::{fd::AsFd, unix},
     pin::{Pin, pin},
     task::{Context, Poll, ready},
@@ -206,13 +207,14 @@ fn peek_byte(socket: impl AsFd) -> io::Result<Option<u8>> {
 
 /// The waker registered for read readiness; lets us skip registering it again, which costs.
 #[derive(Debug, Default)]
-pub struct RegisteredWaker(Option<(usize, usize)>);
+pub struct RegisteredWaker(Option<(usize, NonZero<usize>)>);
 
 impl RegisteredWaker {
     /// The identity of a waker. It is unique as long as the runtime holds the waker.
     fn from_context(cx: &Context<'_>) -> Self {
         let waker = cx.waker();
-        Self(Some((waker.data().addr(), std::ptr::from_ref(waker.vtable()).addr())))
+        let vtable = NonZero::new(std::ptr::from_ref(waker.vtable()).addr());
+        Self(vtable.map(|vtable| (waker.data().addr(), vtable)))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The request target: agent, path, query and kind of request, parsed once. Rejects what is ambiguous. No I/O.
 
-use std::{borrow::Cow, cell::OnceCell, ops::Range, rc::Rc};
+use std::{borrow::Cow, cell::OnceCell, rc::Rc};
 
 use http::Method;
 use percent_encoding::percent_decode_str;
@@ -30,8 +30,8 @@ pub struct RequestTarget(Rc<Inner>);
 
 struct Inner {
     text: Box<str>,
-    /// Offset of the question mark, or of the end.
-    path_end: usize,
+    /// Offset of the question mark, or of the end. Targets are bounded far below 4 GiB.
+    path_end: u32,
     error: Option<TargetError>,
     parts: Parts,
     path_classes: ByteClasses,
@@ -48,8 +48,9 @@ impl Drop for Inner {
 /// What a target consists of, as offsets into its text. The default stands for a target with an error.
 #[derive(Default)]
 struct Parts {
-    agent: Option<Range<usize>>,
-    upstream_path_start: usize,
+    /// Where the agent's name begins, and its length.
+    agent: Option<(u32, u32)>,
+    upstream_path_start: u32,
     /// The normalized path where it differs from the upstream path.
     normalized_path: Option<Box<str>>,
     may_contain_token: bool,
@@ -95,7 +96,7 @@ impl RequestTarget {
             parsed.map_or_else(|error| (Parts::default(), Some(error)), |parts| (parts, None));
         Self(Rc::new(Inner {
             text: text.into(),
-            path_end,
+            path_end: path_end as u32,
             error,
             parts,
             path_classes,
@@ -110,12 +111,12 @@ impl RequestTarget {
 
     /// The path as received.
     pub fn path(&self) -> &str {
-        &self.0.text[..self.0.path_end]
+        &self.0.text[..self.0.path_end as usize]
     }
 
     /// The query as received, without its question mark.
     pub fn query(&self) -> Option<&str> {
-        self.0.text.get(self.0.path_end + 1..)
+        self.0.text.get(self.0.path_end as usize + 1..)
     }
 
     /// Whether it may be kept to be compared with the next request's. A gettoken is rare and contains a key, which must
@@ -152,12 +153,12 @@ impl RequestTarget {
 impl RequestTarget {
     /// The agent named by the first path segment.
     pub fn agent(&self) -> Option<&str> {
-        self.0.parts.agent.clone().map(|agent| &self.0.text[agent])
+        self.0.parts.agent.map(|(start, length)| &self.0.text[start as usize..(start + length) as usize])
     }
 
     /// The path as forwarded: as received, without the agent's segment and doubled slashes before `/cgi-bin/`.
     pub fn upstream_path(&self) -> &str {
-        &self.0.text[self.0.parts.upstream_path_start..self.0.path_end]
+        &self.path()[self.0.parts.upstream_path_start as usize..]
     }
 
     /// The path decoded and without doubled slashes, which `allow`, `passthrough`, cooldowns, fair queues and tickets are
@@ -244,8 +245,8 @@ impl Parts {
         };
         let agent_start = path.len() - trimmed.len() + 1;
         Ok(Self {
-            agent: agent.map(|agent| agent_start..agent_start + agent.len()),
-            upstream_path_start: path.len() - upstream_path.len(),
+            agent: agent.map(|agent| (agent_start as u32, agent.len() as u32)),
+            upstream_path_start: (path.len() - upstream_path.len()) as u32,
             // The name has an underscore, if it is not encoded.
             may_contain_token: query_classes.contains(PERCENT | UNDERSCORE)
                 && query::may_contain_token(query),

@@ -13,7 +13,7 @@ use std::{
     future::{Future, poll_fn},
     pin::pin,
     sync::{
-        Arc, OnceLock, Weak,
+        Arc, LazyLock, OnceLock, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     task::{Poll, Waker},
@@ -29,6 +29,9 @@ use tokio::{
 };
 
 use super::client_auth::ClientCertificate;
+
+/// When idle times begin; kept once, because each connection has such a time.
+static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// Idle time below which an authorized connection is not evicted: a client that sends one request after another keeps
 /// its connection.
@@ -62,7 +65,6 @@ pub struct ConnectionLimiter {
     policy: EvictionPolicy,
     semaphore: Arc<Semaphore>,
     max_connections: usize,
-    epoch: Instant,
     open: Mutex<OpenConnections>,
     /// Result of the last scan, the longest idle last.
     eviction_candidates: Mutex<Vec<(u64, Weak<ConnectionPermit>)>>,
@@ -78,8 +80,7 @@ struct OpenConnections {
 /// State of one open connection that its task shares with the limiter, and the semaphore's permit.
 #[derive(Debug)]
 pub struct ConnectionPermit {
-    epoch: Instant,
-    /// In microseconds since `epoch`; 0 after `mark_evictable`, in the future after `mark_partial`. Has the bit
+    /// In microseconds since [`EPOCH`]; 0 after `mark_evictable`, in the future after `mark_partial`. Has the bit
     /// [`ACTIVE`] while the connection is active. Stored by the connection's own task only.
     idle_since: AtomicU64,
     /// A request on it presented a valid credential, or the proxy is open (`Request::authorized`).
@@ -100,7 +101,6 @@ impl ConnectionLimiter {
             policy,
             semaphore: Arc::new(Semaphore::new(max_connections)),
             max_connections,
-            epoch: Instant::now(),
             open: Mutex::default(),
             eviction_candidates: Mutex::default(),
         }
@@ -145,8 +145,7 @@ impl ConnectionLimiter {
 
     fn admit(&self, owned_permit: OwnedSemaphorePermit) -> Arc<ConnectionPermit> {
         let permit = Arc::new(ConnectionPermit {
-            epoch: self.epoch,
-            idle_since: AtomicU64::new(as_micros(self.epoch.elapsed())),
+            idle_since: AtomicU64::new(as_micros(EPOCH.elapsed())),
             authorized: AtomicBool::new(self.policy == EvictionPolicy::EvictActive),
             close_requested: AtomicBool::new(false),
             revoked: AtomicBool::new(false),
@@ -205,7 +204,7 @@ impl ConnectionLimiter {
             };
             open.permits.iter().filter_map(state).collect()
         };
-        let age = as_micros(self.epoch.elapsed());
+        let age = as_micros(EPOCH.elapsed());
         let unauthorized = permits.iter().filter(|(is_authorized, ..)| !is_authorized).count();
         let order = eviction_order(self.policy, 2 * unauthorized >= self.max_connections);
         let rank = |is_authorized, since: u64| match age.checked_sub(since).map(Duration::from_micros) {
@@ -253,7 +252,7 @@ impl ConnectionPermit {
     /// authorized request the idle time counts from the accept: rejected requests do not reset it.
     pub fn mark_idle(&self, since: Instant) -> bool {
         if self.is_authorized() {
-            self.idle_since.store(as_micros(since.saturating_duration_since(self.epoch)), Relaxed);
+            self.idle_since.store(as_micros(since.saturating_duration_since(*EPOCH)), Relaxed);
         }
         self.is_close_requested()
     }
@@ -266,7 +265,7 @@ impl ConnectionPermit {
     /// Records that bytes were read or written just now, on an active or an idle connection.
     pub fn mark_transferred(&self) {
         let active = self.idle_since.load(Relaxed) & ACTIVE;
-        self.idle_since.store(active | as_micros(self.epoch.elapsed()), Relaxed);
+        self.idle_since.store(active | as_micros(EPOCH.elapsed()), Relaxed);
     }
 
     /// Makes this connection the first of its rank to be evicted.

@@ -3,7 +3,7 @@
 //! connection reaches a parked task through a [`Handoff`].
 
 use std::{
-    cell::{OnceCell, RefCell},
+    cell::RefCell,
     future::poll_fn,
     rc::Rc,
     sync::Arc,
@@ -19,69 +19,62 @@ use super::{
 use crate::proxy::Proxy;
 
 /// Maximum number of parked tasks.
-const MAX_IDLE_TASKS: usize = 64;
+const MAX_PARKED_TASKS: usize = 64;
 
 /// The connection tasks of one listener on one worker.
 pub(super) struct TaskPool {
     server: Arc<Server>,
     proxy: Rc<Proxy>,
-    idle: RefCell<Vec<Rc<PooledTask>>>,
+    parked: RefCell<Vec<Rc<WaitingTask>>>,
 }
 
-/// How a task of the pool is given its next connection.
-struct PooledTask {
-    next: Handoff<Accepted>,
-    waker: OnceCell<Waker>,
+/// A task that waits for its next connection. Only a new or a parked task has it: a connection would keep its memory.
+pub(super) struct WaitingTask {
+    pub(super) next: Handoff<(Accepted, CountedConnection)>,
+    /// `None`: the task is new.
+    waker: Option<Waker>,
 }
 
 impl TaskPool {
     pub(super) fn new(server: Arc<Server>, proxy: Rc<Proxy>) -> Rc<Self> {
-        Rc::new(Self { server, proxy, idle: RefCell::default() })
+        Rc::new(Self { server, proxy, parked: RefCell::default() })
     }
 
     /// Serves a connection on a parked task, or on a new one if none is parked.
     pub(super) fn serve(self: &Rc<Self>, accepted: Accepted) {
-        let idle = self.idle.borrow_mut().pop();
-        match idle {
+        let counted = (accepted, CountedConnection::new());
+        let parked = self.parked.borrow_mut().pop();
+        match parked {
             Some(task) => {
-                task.next.put(accepted);
-                if let Some(waker) = task.waker.get() {
-                    waker.wake_by_ref();
-                }
+                task.next.put(counted);
+                task.waker.iter().for_each(Waker::wake_by_ref);
             }
             None => {
-                let task = Rc::new(PooledTask { next: Handoff::empty(), waker: OnceCell::new() });
-                task.next.put(accepted);
+                let task = Rc::new(WaitingTask { next: Handoff::empty(), waker: None });
+                task.next.put(counted);
                 spawn_local(run(self.clone(), task));
             }
         }
     }
 
-    /// Parks a task; false if enough are parked.
-    fn park(&self, task: &Rc<PooledTask>) -> bool {
-        let mut idle = self.idle.borrow_mut();
-        let has_room = idle.len() < MAX_IDLE_TASKS;
-        if has_room {
-            idle.push(task.clone());
-        }
-        has_room
+    /// Parks the task with this waker; `None` if enough are parked.
+    fn park(&self, waker: &Waker) -> Option<Rc<WaitingTask>> {
+        let mut parked = self.parked.borrow_mut();
+        (parked.len() < MAX_PARKED_TASKS).then(|| {
+            let task = Rc::new(WaitingTask { next: Handoff::empty(), waker: Some(waker.clone()) });
+            parked.push(task.clone());
+            task
+        })
     }
 }
 
 /// Body of a connection task: serves each connection that is handed over to it.
-async fn run(pool: Rc<TaskPool>, task: Rc<PooledTask>) {
+async fn run(pool: Rc<TaskPool>, mut waiting: Rc<WaitingTask>) {
     let mut reused = ReusedByTask::default();
-    poll_fn(|cx| {
-        task.waker.get_or_init(|| cx.waker().clone());
-        Poll::Ready(())
-    })
-    .await;
     loop {
-        let counted = CountedConnection::new();
-        serve_connection(&task.next, &pool.server, &pool.proxy, &mut reused).await;
-        drop(counted);
-        if !pool.park(&task) {
-            return;
-        }
+        serve_connection(waiting, &pool.server, &pool.proxy, &mut reused).await;
+        let parked = poll_fn(|cx| Poll::Ready(pool.park(cx.waker()))).await;
+        let Some(parked) = parked else { return };
+        waiting = parked;
     }
 }
