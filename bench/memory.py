@@ -2,12 +2,17 @@
 """Resident memory of the proxy for each client connection, by what the connection does.
 
 Usage: python3 bench/memory.py [PROGRAM [CASES_WITH_THIS_TEXT]]
-Uses 127.0.0.1 and a temporary directory only. Needs Linux and openssl.
+       python3 bench/memory.py PROGRAM uploads [CONNECTIONS BODY_BYTES PART_BYTES]
+The second one measures slow uploads, as many as the limit of open files allows. Uses 127.0.0.1 and a temporary directory
+only. Needs Linux and openssl.
 """
 
+import asyncio
 import http.server
+import multiprocessing
 import pathlib
 import re
+import resource
 import socket
 import ssl
 import struct
@@ -104,10 +109,10 @@ def read_response(connection):
 
 
 class Proxy:
-    def __init__(self, program, directory, upstream, tls):
+    def __init__(self, program, directory, upstream, settings, of_upstream=""):
         config = directory / "proxy.toml"
         config.write_text(
-            f'[server]\nlisten = "127.0.0.1:0"\n{tls}[upstream]\nurl = "http://127.0.0.1:{upstream}"\n'
+            f'[server]\nlisten = "127.0.0.1:0"\n{settings}[upstream]\nurl = "http://127.0.0.1:{upstream}"\n{of_upstream}'
             '[log]\naccess = false\n[agents.hr]\ncorpid = "ww1"\nsecret = "a-secret-of-hr-00000000"\n'
             f'[clients.billing]\nkey = "{KEY}"\nagents = ["hr"]\n'
         )
@@ -194,6 +199,61 @@ def settle(proxy):
         threading.Event().wait(0.1)
 
 
+def receive_uploads(port):
+    """An upstream that responds when it has the whole body; for a process of its own, because of the open files."""
+    async def respond(reader, writer):
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"(?i)content-length: (\d+)", head)
+                await reader.readexactly(int(length[1]) if length else 0)
+                begin = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(RESPONSE)}\r\n\r\n"
+                writer.write(begin.encode() + RESPONSE)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    async def serve():
+        server = await asyncio.start_server(respond, "127.0.0.1", 0, backlog=4096)
+        port.send(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    asyncio.run(serve())
+
+
+def measure_uploads(program, directory, connections=9900, size=20_000, part=2_000):
+    """Uploads of messages of which the last part is still to come; the proxy's replay.memory is the default."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    connections = min(connections, (limit - 200) // 2)
+    port, sender = multiprocessing.Pipe()
+    upstream = multiprocessing.Process(target=receive_uploads, args=[sender], daemon=True)
+    upstream.start()
+    proxy = Proxy(program, directory, port.recv(), "max_connections = 20000\n", "max_in_flight = 30000\n")
+    head = f"POST /hr/cgi-bin/message/send HTTP/1.1\r\nHost: x\r\nX-Api-Key: {KEY}\r\nContent-Length: {size}\r\n\r\n"
+    body = b'{"touser":"zhangsan","text":{"content":"'.ljust(size, b"x")
+    try:
+        before, kept, most = proxy.resident_kib(), [], 0
+        for begin in range(0, size - part, part):
+            for nth in range(connections):
+                if not begin:
+                    kept.append(socket.create_connection(("127.0.0.1", proxy.port)))
+                    kept[nth].sendall(head.encode())
+                kept[nth].sendall(body[begin : begin + part])
+            settle(proxy)
+            most = max(most, proxy.resident_kib() - before)
+        for connection in kept:
+            connection.sendall(body[begin + part :])
+        for connection in kept:
+            read_response(connection)
+        bodies, own = (begin + part) / 1024, (most - 256 * 1024) / connections
+        print(f"{connections:,} uploads of {size:,} bytes, {bodies:.1f} KiB of each there: {most / 1024:.0f} MiB, "
+              f"{most / connections:.1f} KiB each, {own:.1f} KiB each beyond the 256 MiB of replay.memory")
+    finally:
+        proxy.process.terminate()
+        proxy.process.wait()
+        upstream.terminate()
+
+
 # What a client without a key sends, whose window is closed. The short head is :method GET, :scheme http and :path /.
 TINY_HEAD = b"\x82\x86\x84"
 KEYLESS = (
@@ -248,6 +308,8 @@ def main():
     threading.Thread(target=upstream.serve_forever, daemon=True).start()
     with tempfile.TemporaryDirectory() as name:
         directory = pathlib.Path(name)
+        if wanted == "uploads":
+            return measure_uploads(program, directory, *map(int, sys.argv[3:]))
         subprocess.run(
             ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
              "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2",
