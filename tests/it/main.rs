@@ -6,6 +6,7 @@ mod access_log_file;
 mod admin;
 mod admin_actions;
 mod authentication;
+mod background_threads;
 mod benchmark;
 mod callbacks;
 mod capture;
