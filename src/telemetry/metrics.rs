@@ -7,6 +7,7 @@ mod agent_families;
 mod counter_map;
 mod failure;
 mod histogram;
+mod pair_metrics;
 mod process;
 mod registry;
 mod rolling_hour;
@@ -94,7 +95,7 @@ impl Metrics {
                 let empty = metrics.empty_with_same_capacity();
                 mem::replace(&mut *metrics, empty)
             };
-            registry.merge(&collected);
+            registry.merge(collected);
         }
         registry.rotate(now);
     }

@@ -45,9 +45,23 @@ pub struct Histogram {
 impl Histogram {
     /// Counts one duration.
     pub(super) fn observe(&mut self, duration: Duration) {
-        let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        self.buckets[BUCKET_BOUNDS_NANOS.partition_point(|bound| *bound < nanos)] += 1;
+        self.add(Self::bucket_of(duration), 1, Self::nanos(duration));
+    }
+
+    /// Counts that many durations of one bucket.
+    pub(super) fn add(&mut self, bucket: u8, count: u64, nanos: u64) {
+        self.buckets[usize::from(bucket)] += count;
         self.sum_nanos = self.sum_nanos.saturating_add(nanos);
+    }
+
+    /// The bucket of a duration.
+    pub(super) fn bucket_of(duration: Duration) -> u8 {
+        let nanos = Self::nanos(duration);
+        BUCKET_BOUNDS_NANOS.partition_point(|bound| *bound < nanos) as u8
+    }
+
+    pub(super) fn nanos(duration: Duration) -> u64 {
+        u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// Adds the counts of another histogram.

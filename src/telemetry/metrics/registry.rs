@@ -10,9 +10,10 @@ use super::{
     OTHER_AGENTS,
     counter_map::{CounterMap, MAX_ERRCODES},
     histogram::Histogram,
+    pair_metrics::PairCounts,
     rolling_hour::RollingHour,
     trouble::TroubleTracker,
-    worker_metrics::{PairMetrics, WorkerMetrics},
+    worker_metrics::WorkerMetrics,
 };
 use crate::config::MetricsConfig;
 
@@ -58,21 +59,22 @@ impl Registry {
     }
 
     /// Adds the metrics of a worker.
-    pub(super) fn merge(&mut self, worker: &WorkerMetrics) {
-        for pair in &worker.pairs {
+    pub(super) fn merge(&mut self, worker: WorkerMetrics) {
+        for mut pair in worker.pairs {
+            let counts = pair.take_counts();
             if let Some(agent) = &pair.agent {
-                self.troubles.add(agent, pair);
+                self.troubles.add(agent, &counts);
             }
             let agent = pair.agent.as_ref().map_or("", |agent| agent.counted_as());
             let client = pair.client.as_ref().map_or("", |client| client.config.name.as_str());
             let (agent, client) = (self.intern_agent(agent), self.intern_client(client));
-            self.rolling_hour.add(&agent, &client, pair);
-            for (kind, count) in &pair.refusals {
+            self.rolling_hour.add(&agent, &client, &counts);
+            for (kind, count) in &counts.refusals {
                 *self.proxy_errors.entry(kind.clone()).or_default() += count;
             }
             let agent = if self.take_series(&agent) { agent } else { OTHER_AGENTS.into() };
             let client = if self.config.per_client { client } else { "".into() };
-            self.agents.entry(agent).or_default().merge(client, pair);
+            self.agents.entry(agent).or_default().merge(client, &counts);
         }
     }
 
@@ -123,7 +125,7 @@ impl Registry {
 }
 
 impl AgentMetrics {
-    fn merge(&mut self, client: Arc<str>, pair: &PairMetrics) {
+    fn merge(&mut self, client: Arc<str>, pair: &PairCounts) {
         self.statuses_by_client.entry(client).or_default().merge(&pair.statuses, usize::MAX);
         self.errcodes.merge(&pair.errcodes, MAX_ERRCODES);
         self.retries.merge(&pair.retries, MAX_ERRCODES);

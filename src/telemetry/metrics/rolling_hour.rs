@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{failure::FailureCounts, histogram::Histogram, worker_metrics::PairMetrics};
+use super::{failure::FailureCounts, histogram::Histogram, pair_metrics::PairCounts};
 use crate::time::clock;
 
 const WINDOW_MINUTES: u64 = 60;
@@ -94,7 +94,7 @@ impl RollingHour {
     }
 
     /// Adds to the current minute.
-    pub(super) fn add(&mut self, agent: &Arc<str>, client: &Arc<str>, counts: &PairMetrics) {
+    pub(super) fn add(&mut self, agent: &Arc<str>, client: &Arc<str>, counts: &PairCounts) {
         if let Some(minute) = self.minutes.back_mut() {
             minute.add(agent, client, counts);
         }
@@ -121,7 +121,7 @@ impl RollingHour {
 }
 
 impl MinuteBucket {
-    fn add(&mut self, agent: &Arc<str>, client: &Arc<str>, counts: &PairMetrics) {
+    fn add(&mut self, agent: &Arc<str>, client: &Arc<str>, counts: &PairCounts) {
         let requests = counts.durations.count();
         self.requests += requests;
         self.failures += counts.failures;

@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     failure::{AgentFailures, ReasonCount, TroubleReason, note_reason},
-    worker_metrics::PairMetrics,
+    pair_metrics::PairCounts,
 };
 use crate::{directory::Agent, time::clock};
 
@@ -67,7 +67,7 @@ impl TroubleTracker {
     }
 
     /// Adds the metrics of an agent to the running period.
-    pub(super) fn add(&mut self, agent: &Agent, pair: &PairMetrics) {
+    pub(super) fn add(&mut self, agent: &Agent, pair: &PairCounts) {
         let window = match self.agents.get_mut(&*agent.name) {
             Some(window) => window,
             None => self.agents.entry(agent.name.as_str().into()).or_default(),
