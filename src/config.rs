@@ -4,13 +4,16 @@
 mod address;
 mod admin;
 mod agent_names;
+mod agent_texts;
 mod agents;
 mod callbacks;
 mod clients;
+mod cut_text;
 mod duration;
 mod effective;
 mod egress;
 mod error;
+mod file_agents;
 mod files;
 mod glob;
 mod include;
@@ -22,6 +25,7 @@ mod log;
 mod named_tables;
 mod origin;
 mod otlp;
+mod parsed_file;
 mod path_error;
 mod pattern;
 mod quotas;
@@ -39,6 +43,7 @@ mod state;
 mod store;
 mod suggest;
 mod suites;
+mod table_name;
 #[cfg(test)]
 mod tests;
 mod text_encoding;
@@ -57,6 +62,7 @@ use std::path::{Path, PathBuf};
 pub use address::Address;
 pub use admin::{AdminConfig, MetricsConfig};
 pub use agent_names::AgentNames;
+pub use agent_texts::AgentTexts;
 pub use agents::{AgentConfig, AgentSettings};
 pub use callbacks::{
     CallbackConfig, CallbackTarget, DeliveryMethod, ReencryptKeys, SuiteUrl, TargetAddress, TargetForm,
@@ -74,7 +80,6 @@ pub use json::{
 pub use key_hash::KeyHash;
 pub use loaded_files::{FileStamp, IncludePattern, LoadedFiles, SecretMode};
 pub use log::{LogConfig, LogFormat, LogLevel, LoggedRequests};
-pub use named_tables::is_valid_name;
 pub use origin::Origin;
 pub use otlp::OtlpConfig;
 pub use pattern::{AllowPattern, PathPattern};
@@ -90,6 +95,7 @@ pub use socket_access::SocketAccess;
 pub use state::{StateConfig, StateFileConfig};
 pub use store::{RedisConfig, StoreConfig, StoreNode, Topology};
 pub use suites::{CorpConfig, ProviderConfig, SuiteConfig, SuitesConfig, is_corpid};
+pub use table_name::is_valid_name;
 pub use text_encoding::{NotUtf8, decode_utf8};
 pub use tokens::TokensConfig;
 pub use traces::{TraceSampler, TracesConfig};
@@ -98,11 +104,15 @@ pub use upstream::{UpstreamConfig, UpstreamId};
 pub use url::{PrivateUrl, authority, bracketed};
 pub use web_origin::WebOrigin;
 
+use cut_text::CutText;
+use file_agents::FileAgents;
 use loaded_files::Inputs;
+use parsed_file::{ParsedFile, cut};
 use reader::ConfigTable;
 use source_file::SourceFile;
 
 use crate::format_text;
+use crate::text::SharedStr;
 
 const KEYS: &[&str] = &[
     "include",
@@ -147,8 +157,10 @@ pub struct Config {
     pub traces: Option<TracesConfig>,
     /// `[state]`; without the table, nothing outlives the process.
     pub state: Option<StateConfig>,
-    /// `[agents.*]` without a suite, by name; empty only with a state, suites or providers.
-    pub agents: BTreeMap<String, AgentConfig>,
+    /// `[agents.*]` without a suite, by name, but for those whose text is the same as at the load before.
+    pub agents: BTreeMap<SharedStr, AgentConfig>,
+    /// What the load has found of the texts of agents, for the next one.
+    pub agent_texts: AgentTexts,
     /// `[providers.*]`, `[suites.*]` and the `[agents.*]` with a suite.
     pub suites: SuitesConfig,
     /// `[clients.*]` by name.
@@ -200,10 +212,11 @@ fn process_env(name: &str) -> Option<String> {
     std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
 }
 
-/// Reads the file again; also returns the files that were read or tried. A pipe has nothing more to read.
-pub fn load_recording(path: &Path) -> (Result<Config, Error>, LoadedFiles) {
+/// Reads the file again; also returns the files that were read or tried. A pipe has nothing more to read. Leaves out agents
+/// that are as `known` says.
+pub fn load_recording(path: &Path, known: &AgentTexts) -> (Result<Config, Error>, LoadedFiles) {
     let inputs = Inputs::new(&process_env, SecretMode::Required);
-    let result = SourceFile::read(path, &inputs).and_then(|main| load_from(path, main, &inputs));
+    let result = SourceFile::read(path, &inputs).and_then(|main| load_from(path, &main, &inputs, known));
     let files = inputs.into_files();
     (result.map(|config| Config { loaded_files: files.clone(), ..config }), files)
 }
@@ -220,7 +233,7 @@ pub fn load_with(
     secrets: SecretMode,
 ) -> Result<Config, Error> {
     let inputs = Inputs::new(env, secrets);
-    let config = load_from(path, read_main(path, &inputs)?, &inputs)?;
+    let config = load_from(path, &read_main(path, &inputs)?, &inputs, &AgentTexts::default())?;
     Ok(Config { loaded_files: inputs.into_files(), ..config })
 }
 
@@ -232,7 +245,8 @@ pub fn load_input(
     secrets: SecretMode,
 ) -> Result<Config, Error> {
     let (path, inputs) = (Path::new(name), Inputs::new(env, secrets));
-    load_from(path, SourceFile::read_from(path, || Ok(input), &inputs)?, &inputs)
+    let main = SourceFile::read_from(path, || Ok(input), &inputs)?;
+    load_from(path, &main, &inputs, &AgentTexts::default())
 }
 
 fn read_main<'a>(path: &Path, inputs: &'a Inputs<'a>) -> Result<SourceFile<'a>, Error> {
@@ -249,42 +263,80 @@ fn read_main<'a>(path: &Path, inputs: &'a Inputs<'a>) -> Result<SourceFile<'a>, 
     })
 }
 
-/// Reads everything; the error has all mistakes.
-fn load_from<'a>(path: &Path, main: SourceFile<'a>, inputs: &'a Inputs<'a>) -> Result<Config, Error> {
+/// Reads everything; the error has all mistakes. The agents are read one by one, unless that may be something else.
+fn load_from<'a>(
+    path: &Path,
+    main: &SourceFile<'a>,
+    inputs: &'a Inputs<'a>,
+    known: &AgentTexts,
+) -> Result<Config, Error> {
     debug_assert!(main.inputs().is_some_and(|of_main| std::ptr::eq(of_main, inputs)));
-    let table = main.parse()?;
-    let root = ConfigTable::root(&main, &table, KEYS);
-    let include::Included { files: included, match_counts } = include::read(&root, &main);
-    let mut roots = vec![root.clone()];
-    let tables: Vec<_> = included.iter().map(SourceFile::parse).collect();
+    if let Some(outcome) = read_files(path, main, inputs, Some(known)) {
+        return outcome;
+    }
+    main.restart();
+    inputs.restart();
+    match read_files(path, main, inputs, None) {
+        Some(outcome) => outcome,
+        None => unreachable!("files are parsed as a whole"),
+    }
+}
+
+/// Reads all files: agents one by one, or without `known` each file as a whole. `None`: they have to be read as a whole.
+fn read_files<'a>(
+    path: &Path,
+    main: &SourceFile<'a>,
+    inputs: &'a Inputs<'a>,
+    known: Option<&AgentTexts>,
+) -> Option<Result<Config, Error>> {
+    let cut_main = cut(main, known)?;
+    let main_file = match ParsedFile::new(main, cut_main.as_ref())? {
+        Ok(file) => file,
+        Err(error) => return Some(Err(error)),
+    };
+    let root = ConfigTable::root(main_file.text(), &main_file.table, KEYS);
+    let include::Included { files: included, match_counts } = include::read(&root, main);
+    let cuts = included.iter().map(|file| cut(file, known)).collect::<Option<Vec<_>>>()?;
     let mut errors = Vec::new();
-    for (file, table) in included.iter().zip(&tables) {
-        match table {
-            Ok(table) => roots.push(include::root_table(file, table)),
+    let mut files = Vec::new();
+    for (source, cut) in included.iter().zip(&cuts) {
+        match ParsedFile::new(source, cut.as_ref())? {
+            Ok(file) => files.push(file),
             Err(error) => {
                 inputs.mark_incomplete();
                 errors.extend(error.all().cloned());
             }
         }
     }
-    let config = read_sections(path, &root, &roots);
-    let files = || std::iter::once(&main).chain(&included);
-    errors.extend(files().flat_map(SourceFile::take_errors));
-    let order: Vec<_> = files().map(|file| file.path().to_owned()).collect();
+    let included_roots = files.iter().map(|file| include::root_table(file.text(), &file.table));
+    let roots: Vec<_> = std::iter::once(root).chain(included_roots).collect();
+    let parts = std::iter::once(&main_file).chain(&files).filter_map(|file| Some((file.source, file.cut?)));
+    let parts: Vec<_> = parts.collect();
+    let unknown = AgentTexts::default();
+    let mut config = read_sections(path, &roots, &parts, known.unwrap_or(&unknown))?;
+    let sources = || std::iter::once(main).chain(&included);
+    errors.extend(sources().flat_map(SourceFile::take_errors));
+    let order: Vec<_> = sources().map(|file| file.path().to_owned()).collect();
     if let Some(error) = Error::combine(errors, &order) {
-        return Err(error);
+        return Some(Err(error));
     }
-    let mut config = config;
     config.include_counts = match_counts;
     let otlp = config.admin.as_ref().and_then(|admin| admin.otlp.as_ref());
-    let (traces, of_environment) = traces::read(&main, otlp);
-    (config.traces, config.warnings) = (traces, main.into_warnings());
+    let (traces, of_environment) = traces::read(main, otlp);
+    (config.traces, config.warnings) = (traces, main.take_warnings());
     config.warnings.extend(of_environment);
-    config.warnings.extend(included.into_iter().flat_map(SourceFile::into_warnings));
-    Ok(config)
+    config.warnings.extend(included.iter().flat_map(SourceFile::take_warnings));
+    Some(Ok(config))
 }
 
-fn read_sections(path: &Path, root: &ConfigTable<'_>, roots: &[ConfigTable<'_>]) -> Config {
+/// `None`: the files have to be read as a whole.
+fn read_sections<'a>(
+    path: &Path,
+    roots: &[ConfigTable<'a>],
+    parts: &[(&'a SourceFile<'a>, &'a CutText<'a>)],
+    known: &AgentTexts,
+) -> Option<Config> {
+    let root = &roots[0];
     let server = server::read(root);
     let upstream = upstream::read(root);
     let upstreams = upstream::read_named(root);
@@ -295,7 +347,7 @@ fn read_sections(path: &Path, root: &ConfigTable<'_>, roots: &[ConfigTable<'_>])
     let admin = admin::read(root, &server);
     let state = state::read(root, &tokens);
     let has_state = root.has("state");
-    let agents = agents::read(roots, &upstreams, has_state);
+    let agents = file_agents::read(roots, parts, known, &upstreams, has_state)?;
     let suites = suites::read(root, roots, &agents, has_state);
     let clients = clients::read(roots, &agents, &suites, has_state);
     let mut callbacks = callbacks::read(root, &agents, &clients, has_state);
@@ -308,7 +360,8 @@ fn read_sections(path: &Path, root: &ConfigTable<'_>, roots: &[ConfigTable<'_>])
         server::reject_open_on_public_address(root, &server);
     }
     server::warn_of_trusted_proxies_when_open(root, &server, clients.is_empty() || server.open);
-    Config {
+    let FileAgents { read: agents, texts: agent_texts, .. } = agents;
+    Some(Config {
         path: path.to_owned(),
         server,
         upstream,
@@ -321,11 +374,12 @@ fn read_sections(path: &Path, root: &ConfigTable<'_>, roots: &[ConfigTable<'_>])
         traces: None,
         state,
         agents,
+        agent_texts,
         suites,
         clients,
         callbacks,
         loaded_files: LoadedFiles::default(),
         include_counts: BTreeMap::new(),
         warnings: Vec::new(),
-    }
+    })
 }

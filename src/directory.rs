@@ -32,7 +32,12 @@ pub use self::{
     suite::{CorpCredentials, CorpOverride, Suite, SuiteState, corp_credentials},
     updater::{DirectoryChange, DirectoryUpdater},
 };
-use self::{shared_table::SharedTable, sorted_list::SortedList, suite_table::SuiteTable};
+use self::{
+    secret_lookup::{AgentsByHash, SecretHashes},
+    shared_table::SharedTable,
+    sorted_list::SortedList,
+    suite_table::SuiteTable,
+};
 use crate::{
     config::{self, AgentSet, KeyHash, UpstreamConfig},
     limits::{RateLimiter, RateLimiterFactory},
@@ -50,9 +55,9 @@ pub struct Directory {
     /// Used by gettoken only.
     agents_by_corpid: SortedList<Agent>,
     /// By corpid and each secret, which several agents can share; used by gettoken only.
-    agents_by_secret: SharedTable<(KeyHash, Arc<Agent>)>,
+    agents_by_secret: AgentsByHash,
     /// By each secret alone; for the warning of a client whose key is one.
-    agents_by_secret_alone: SharedTable<(KeyHash, Arc<Agent>)>,
+    agents_by_secret_alone: AgentsByHash,
     /// Whether the file of a secret had another one when it was read again.
     has_changed_secret_files: Arc<AtomicBool>,
     clients_by_key: SharedTable<(KeyHash, Arc<Client>)>,
@@ -89,8 +94,8 @@ impl Directory {
             agents_by_name: SharedTable::default(),
             agents_sorted: SortedList::new(Agent::compare_names),
             agents_by_corpid: SortedList::new(Agent::compare_corpids),
-            agents_by_secret: SharedTable::default(),
-            agents_by_secret_alone: SharedTable::default(),
+            agents_by_secret: AgentsByHash::default(),
+            agents_by_secret_alone: AgentsByHash::default(),
             has_changed_secret_files: tokens.has_changed_secret_files(),
             clients_by_key: SharedTable::default(),
             clients_by_name: SharedTable::default(),
@@ -251,10 +256,9 @@ impl Directory {
             self.unlink_agent(previous);
         }
         let hasher = self.hasher.clone();
-        let hash_of = |(hash, _): &(KeyHash, Arc<Agent>)| hasher.hash_one(hash.as_bytes());
-        let (by_secret, alone) = (&mut self.agents_by_secret, &mut self.agents_by_secret_alone);
-        for (table, hashes) in [(by_secret, &agent.secret_hashes), (alone, &agent.secrets_as_keys)] {
-            hashes.iter().for_each(|hash| table.insert((*hash, agent.clone()), hash_of));
+        for SecretHashes { with_corpid, alone } in &*agent.secret_hashes() {
+            self.agents_by_secret.insert(hasher.hash_one(with_corpid.as_bytes()), &agent);
+            self.agents_by_secret_alone.insert(hasher.hash_one(alone.as_bytes()), &agent);
         }
         self.agents_by_name.insert(agent.clone(), |agent| hasher.hash_one(&*agent.name));
         self.agents_sorted.insert(agent.clone());
@@ -271,12 +275,9 @@ impl Directory {
 
     fn unlink_agent(&mut self, agent: &Arc<Agent>) {
         let is_agent = |other: &Arc<Agent>| Arc::ptr_eq(other, agent);
-        let (by_secret, alone) = (&mut self.agents_by_secret, &mut self.agents_by_secret_alone);
-        for (table, hashes) in [(by_secret, &agent.secret_hashes), (alone, &agent.secrets_as_keys)] {
-            for hash in hashes {
-                let key = self.hasher.hash_one(hash.as_bytes());
-                table.remove(key, |(known, other)| known == hash && is_agent(other));
-            }
+        for SecretHashes { with_corpid, alone } in &*agent.secret_hashes() {
+            self.agents_by_secret.remove(self.hasher.hash_one(with_corpid.as_bytes()), agent);
+            self.agents_by_secret_alone.remove(self.hasher.hash_one(alone.as_bytes()), agent);
         }
         self.agents_by_name.remove(self.hash(&*agent.name), is_agent);
         self.agents_sorted.remove(agent);

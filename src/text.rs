@@ -1,6 +1,10 @@
 //! Texts for operators in English and Chinese. Both are written where a text is made, so none can lack a language.
 
+mod shared_str;
+
 use std::{fmt, io, net::IpAddr, path, sync::Arc};
+
+pub use shared_str::SharedStr;
 
 /// The language of a terminal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,6 +63,11 @@ impl Text {
     /// The text of a value.
     pub fn of(value: &(impl Localized + ?Sized)) -> Self {
         Self::formatted(english(value).to_string(), chinese(value).to_string())
+    }
+
+    /// Whether both are the same fixed text.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        matches!((&self.0, &other.0), (Content::Fixed(one, _), Content::Fixed(two, _)) if one == two)
     }
 
     /// The English text.

@@ -23,6 +23,7 @@ mod fetched_token;
 mod gettoken_calls;
 mod hourly_window;
 pub mod kinds;
+mod lazy_state;
 mod leased_fetch;
 pub mod passes;
 mod proactive;
@@ -76,14 +77,14 @@ use self::{
     backoff::Backoff,
     cooldown::{Cooldown, RefusedPaths},
     kinds::{TokenKind, json_call::JsonCall},
+    lazy_state::LazyState,
     passes::{KeptPassKey, PassKey},
-    proactive::refresh_before_expiry,
     secret_rotation::SecretRotation,
     service::TokenService,
     single_flight::{Flight, SingleFlight},
     tickets::AgentTickets,
 };
-use crate::{store::Store, upstream::Fetched};
+use crate::{store::Store, text::SharedStr, upstream::Fetched};
 
 /// The outcome of [`CachedToken::replace_refused`].
 #[derive(Debug)]
@@ -122,7 +123,7 @@ type Outcome = Result<Arc<Token>, Arc<FetchError>>;
 /// is another entry.
 pub struct CachedToken {
     /// The agent that it was created for; others may share it.
-    agent_name: String,
+    agent_name: SharedStr,
     id: CredentialId,
     credentials: Credentials,
     /// Derived from the secret on first use, because there can be very many agents.
@@ -131,8 +132,9 @@ pub struct CachedToken {
     rotations: Mutex<Vec<Weak<SecretRotation>>>,
     kind: TokenKind,
     /// The name in counters, where it is not the agent's: a suite's for its corps.
-    counted_as: Option<Box<str>>,
-    tickets: AgentTickets,
+    counted_as: Option<SharedStr>,
+    /// Allocated on first use, as the state is.
+    tickets: OnceLock<Box<AgentTickets>>,
     service: Arc<TokenService>,
     current: ArcSwapOption<Token>,
     /// A request got the current token since it became current.
@@ -146,7 +148,7 @@ pub struct CachedToken {
     credentials_proven: AtomicBool,
     /// A reload changed the secret, and it was not tried since.
     secret_changed: AtomicBool,
-    state: Mutex<State>,
+    state: LazyState,
 }
 
 #[derive(Default)]
@@ -183,14 +185,14 @@ impl CachedToken {
     fn new(spec: TokenSpec<'_>, service: Arc<TokenService>, is_changed: bool) -> Self {
         let TokenSpec { agent, counted_as, credentials, kind } = spec;
         Self {
-            agent_name: agent.to_owned(),
+            agent_name: agent.clone(),
             id: CredentialId::new(kind.id_kind(), &credentials),
             credentials,
             pass_key: OnceLock::new(),
             rotations: Mutex::default(),
             kind,
-            counted_as: counted_as.map(Box::from),
-            tickets: AgentTickets::default(),
+            counted_as: counted_as.map(SharedStr::from),
+            tickets: OnceLock::new(),
             service,
             current: ArcSwapOption::empty(),
             used: AtomicBool::new(false),
@@ -198,21 +200,21 @@ impl CachedToken {
             discarded: AtomicBool::new(false),
             credentials_proven: AtomicBool::new(false),
             secret_changed: AtomicBool::new(is_changed),
-            state: Mutex::default(),
+            state: LazyState::default(),
         }
     }
 
     fn backoff(&self) -> Backoff {
-        self.state.lock().backoff.clone()
+        self.state.read(|state| state.backoff.clone())
     }
 
-    fn agent_name(&self) -> &str {
+    fn agent_name(&self) -> &SharedStr {
         &self.agent_name
     }
 
     /// The name in counters.
-    fn counted_as(&self) -> &str {
-        self.counted_as.as_deref().unwrap_or(&self.agent_name)
+    fn counted_as(&self) -> &SharedStr {
+        self.counted_as.as_ref().unwrap_or(&self.agent_name)
     }
 
     /// Ends the wait for a suite_ticket: a new one has arrived.
@@ -238,7 +240,9 @@ impl CachedToken {
         if let Some(token) = self.current.load_full() {
             visit(token.value.expose());
         }
-        self.tickets.for_each_value(visit);
+        if let Some(tickets) = self.tickets.get() {
+            tickets.for_each_value(visit);
+        }
     }
 
     /// The store that replicas share, if one is configured.
@@ -272,7 +276,7 @@ impl CachedToken {
             self.used.store(true, Ordering::Relaxed);
             if now >= token.refresh_at {
                 // The token was not in use when its proactive refresh was due.
-                self.service.runtime.spawn(refresh_before_expiry(Arc::downgrade(self), token.clone()));
+                self.schedule_proactive_refresh(token.clone());
             }
         }
         Some(token.clone())
@@ -367,6 +371,10 @@ impl CachedToken {
             refresh
         };
         join(refresh).await
+    }
+
+    fn schedule_proactive_refresh(self: &Arc<Self>, token: Arc<Token>) {
+        self.service.proactive.add(&self.service.runtime, Arc::downgrade(self), token);
     }
 
     /// A token that a caller waited for counts as used.

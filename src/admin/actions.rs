@@ -95,7 +95,7 @@ impl Admin {
             return Err(ApiError::bad_request(message));
         };
         agent.capture_switch.enable_for(duration);
-        tracing::info!(agent = agent.name, seconds = duration.as_secs(), "capture enabled");
+        tracing::info!(agent = &*agent.name, seconds = duration.as_secs(), "capture enabled");
         let until = agent.capture_switch.until().map(unix_seconds);
         let body = json!({ "ok": true, "agent": agent.name, "inspected_until": until });
         Ok(json_response(StatusCode::OK, &body))
@@ -105,7 +105,7 @@ impl Admin {
     async fn refresh(&self, name: &str) -> AdminResult {
         let agent = self.agent_named(name)?;
         let before = agent.token.status().first_seen_and_expiry;
-        tracing::info!(agent = agent.name, "manual token refresh");
+        tracing::info!(agent = &*agent.name, "manual token refresh");
         Ok(match agent.token.force_refresh().await {
             Ok(token) => {
                 let same = before.is_some_and(|(first_seen, _)| first_seen == token.first_seen);

@@ -112,7 +112,7 @@ impl ListQuery {
         };
         let mut others: Vec<_> = self.others(directory).filter(is_listed).collect();
         let total = agents + others.len();
-        let is_after = |agent: &Arc<Agent>| agent.name > self.after;
+        let is_after = |agent: &Arc<Agent>| *agent.name > *self.after;
         others.retain(is_after);
         let matching = directory.agents_after(&self.after).filter(|agent| is_listed(agent));
         others.extend(matching.take(self.limit + 1).cloned());
@@ -124,7 +124,7 @@ impl ListQuery {
         agents.sort_unstable_by(|left, right| left.name.cmp(&right.name));
         let has_more = agents.len() > self.limit;
         agents.truncate(self.limit);
-        let next = agents.last().filter(|_| has_more).map(|last| last.name.clone());
+        let next = agents.last().filter(|_| has_more).map(|last| last.name.to_string());
         AgentPage { agents, next, total }
     }
 
@@ -139,7 +139,7 @@ impl ListQuery {
         corps.extend(suite.cancelled_corps().cloned());
         corps.retain(|corp| self.matches(corp, directory, troubles));
         let total = corps.len();
-        corps.retain(|corp| corp.name > self.after);
+        corps.retain(|corp| *corp.name > *self.after);
         self.page_of(corps, total)
     }
 

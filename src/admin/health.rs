@@ -54,7 +54,7 @@ impl Admin {
             .collect();
         let failing: serde_json::Map<_, _> = tokens
             .iter()
-            .filter_map(|(name, token)| Some((name.clone(), token.last_error.as_ref()?.english().into())))
+            .filter_map(|(name, token)| Some((name.to_string(), token.last_error.as_ref()?.english().into())))
             .chain(corps.failing)
             .collect();
         let throttled: serde_json::Map<_, _> = self
@@ -157,7 +157,7 @@ impl CorpHealth {
 
     fn list(&mut self, agent: &Agent, failure: Option<String>) {
         if let Some(failure) = failure.filter(|_| self.failing.len() < MAX_LISTED_TROUBLES) {
-            self.failing.push((agent.name.clone(), failure.into()));
+            self.failing.push((agent.name.to_string(), failure.into()));
         }
     }
 }

@@ -174,6 +174,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::config::AgentTexts;
 
     const MAIN: &str = "include = [\"agents.d/*.toml\"]\n[server]\nreload = \"watch\"\n";
 
@@ -223,7 +224,8 @@ mod tests {
 
         /// Loads the configuration, as a reload does; returns whether it is valid.
         fn load(&mut self) -> bool {
-            let (result, files) = config::load_recording(&self.dir.path().join("proxy.toml"));
+            let (result, files) =
+                config::load_recording(&self.dir.path().join("proxy.toml"), &AgentTexts::default());
             self.generation += 1;
             self.last_load = LoadRecord { generation: self.generation, files: Arc::new(files) };
             result.is_ok()

@@ -59,7 +59,7 @@ impl PreparedConfig {
         let upstreams = upstreams.collect::<Result<_, _>>()?;
         let tls = config.server.tls.as_ref().map(tls::load_termination).transpose()?;
         if let Some(message) = tls.as_ref().and_then(|tls| tls.warning()) {
-            let (file, key) = (config.path.clone(), Some("server.tls.cert".to_owned()));
+            let (file, key) = (config.path.as_path().into(), Some("server.tls.cert".to_owned()));
             config.warnings.push(config::Warning { file, line: None, key, message });
         }
         callbacks::check_targets(&config.callbacks)?;
@@ -70,7 +70,7 @@ impl PreparedConfig {
         let collector = match config.traces.as_ref().map(Collector::new).transpose() {
             // As every value of the environment that cannot be used.
             Err(error @ CollectorError::Certificate(_)) => {
-                let file = config.path.clone();
+                let file = config.path.as_path().into();
                 let message = format_text!("{}; no traces are exported", "{}；不导出链路追踪", error);
                 config.warnings.push(config::Warning { file, line: None, key: None, message });
                 None

@@ -16,7 +16,9 @@ use crate::{
     admin::{LastReload, ReloadReport},
     blocking,
     callbacks::Callbacks,
-    config::{self, Address, Config, LoadedFiles, ReloadTrigger, StateConfig, StoreConfig, UpstreamId},
+    config::{
+        self, Address, AgentTexts, Config, LoadedFiles, ReloadTrigger, StateConfig, StoreConfig, UpstreamId,
+    },
     directory::{Directory, DirectoryUpdater},
     display_text, format_text,
     limits::quotas::Quotas,
@@ -68,9 +70,9 @@ pub struct Reloader {
     pub(super) log_handle: OnceLock<LogHandle>,
     /// The bound addresses, which no reload changes.
     pub(super) bound_addresses: Vec<Address>,
-    /// How many files each pattern of `include` matched at the last successful load. Locked during a reload: of two
-    /// concurrent reloads, the one that read the file last must apply last.
-    pub(super) include_counts: Mutex<BTreeMap<String, usize>>,
+    /// What the last successful load has found. Locked during a reload: of two concurrent reloads, the one that read the
+    /// file last must apply last.
+    pub(super) last_applied: Mutex<AppliedFiles>,
     /// What outlives the process, where it is configured.
     pub(super) state: Option<Arc<State>>,
     pub(super) callbacks: Option<Arc<Callbacks>>,
@@ -79,6 +81,22 @@ pub struct Reloader {
     pub(super) last_load: Mutex<LoadRecord>,
     /// For the admin listener.
     pub(super) last_reload: Arc<LastReload>,
+}
+
+/// What a load has found of the files that are in force.
+pub(super) struct AppliedFiles {
+    /// How many files each pattern of `include` matched.
+    include_counts: BTreeMap<String, usize>,
+    agent_texts: AgentTexts,
+}
+
+impl AppliedFiles {
+    /// Takes it out of the configuration that is in force.
+    pub(super) fn of(config: &mut Config) -> Self {
+        let mut agent_texts = mem::take(&mut config.agent_texts);
+        agent_texts.forget_moves();
+        Self { include_counts: mem::take(&mut config.include_counts), agent_texts }
+    }
 }
 
 /// The files of a load, whether or not it succeeded.
@@ -118,9 +136,10 @@ impl Reloader {
     }
 
     fn try_reload(&self) -> Result<ReloadReport, ReloadError> {
-        let mut include_counts = self.include_counts.lock();
-        let PreparedConfig { config: mut loaded, tls, upstreams, .. } = PreparedConfig::new(self.load()?)?;
-        reject_lost_includes(&loaded, &include_counts)?;
+        let mut applied = self.last_applied.lock();
+        let PreparedConfig { config: mut loaded, tls, upstreams, .. } =
+            PreparedConfig::new(self.load(&applied.agent_texts)?)?;
+        reject_lost_includes(&loaded, &applied.include_counts)?;
         self.resolve_upstreams(&mut loaded)?;
         let was_open = self.directory.load().is_open();
         self.reject_unintended_open(&loaded, tls.as_deref(), was_open)?;
@@ -154,7 +173,7 @@ impl Reloader {
         drop(directory);
         self.suites.forget_clients(&gone);
         self.suites.apply_all();
-        *include_counts = mem::take(&mut loaded.include_counts);
+        *applied = AppliedFiles::of(&mut loaded);
         self.quotas.reload(&loaded.quotas);
         self.server.replace_trusted_proxies(mem::take(&mut loaded.server.trusted));
         let closed = self.server.replace_tls(tls);
@@ -180,8 +199,8 @@ impl Reloader {
     }
 
     /// Reads the file, and records what was read where files are watched.
-    fn load(&self) -> Result<Config, config::Error> {
-        let (result, files) = load_on_own_thread(&self.initial_config.path);
+    fn load(&self, known: &AgentTexts) -> Result<Config, config::Error> {
+        let (result, files) = load_on_own_thread(&self.initial_config.path, known);
         if self.watches_files() {
             let mut last_load = self.last_load.lock();
             *last_load = LoadRecord { generation: last_load.generation + 1, files: Arc::new(files) };
@@ -351,10 +370,12 @@ fn config_error(loaded: &Config, key: &str, message: Text) -> config::Error {
 
 /// Loads the file on a temporary thread, or in place if none can be had. Parsing takes far more memory than its result,
 /// and the allocator returns a thread's memory to the system only when none of it is in use.
-fn load_on_own_thread(path: &Path) -> (Result<Config, config::Error>, LoadedFiles) {
-    thread::scope(|scope| match thread::Builder::new().spawn_scoped(scope, || config::load_recording(path)) {
-        Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-        Err(_) => config::load_recording(path),
+fn load_on_own_thread(path: &Path, known: &AgentTexts) -> (Result<Config, config::Error>, LoadedFiles) {
+    thread::scope(|scope| {
+        match thread::Builder::new().spawn_scoped(scope, || config::load_recording(path, known)) {
+            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Err(_) => config::load_recording(path, known),
+        }
     })
 }
 

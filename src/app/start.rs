@@ -23,7 +23,7 @@ use super::{
     file_watch, instance,
     prepared_config::PreparedConfig,
     proxy_settings::proxy_settings,
-    reloader::{LoadRecord, Reloader},
+    reloader::{AppliedFiles, LoadRecord, Reloader},
     start_error::StartError,
     worker::WorkerSpec,
 };
@@ -93,7 +93,7 @@ impl App {
         let workers = spawn_workers(spec, &observers, config.admin.is_some())?;
         let reloader = Arc::new(Reloader {
             last_load: Mutex::new(LoadRecord::of_start(&mut config)),
-            include_counts: Mutex::new(std::mem::take(&mut config.include_counts)),
+            last_applied: Mutex::new(AppliedFiles::of(&mut config)),
             last_reload: Arc::new(LastReload::of_start(&config)),
             initial_config: config,
             directory: updater,

@@ -110,7 +110,7 @@ pub fn check(path: &Path, options: &CheckOptions) -> Result<(), CliError> {
 
 fn run_online_check(prepared: &PreparedConfig, options: &CheckOptions) -> Result<OnlineReport, CliError> {
     let config = prepared.config();
-    if let Some(unknown) = options.agents.iter().find(|name| !config.agents.contains_key(*name)) {
+    if let Some(unknown) = options.agents.iter().find(|name| !config.agents.contains_key(name.as_str())) {
         let path = config.path.display();
         return Err(CliError::config(format_text!(
             "--agent {unknown}: there is no agent of this name in {path}",

@@ -194,7 +194,8 @@ pub async fn run(
     };
     let mut addresses: CallbackAddresses = Err(None);
     let mut streaks: Vec<_> = upstreams.iter().map(|_| FailureStreak::default()).collect();
-    let is_selected = |name: &String| selection.names.is_empty() || selection.names.contains(name);
+    let is_selected =
+        |name: &str| selection.names.is_empty() || selection.names.iter().any(|known| known == name);
     for agent in config.agents.values().filter(|agent| is_selected(&agent.name)) {
         let probe = Probe::for_agent(agent);
         let start = Instant::now();
@@ -219,7 +220,7 @@ pub async fn run(
             report.stopped = report.stopped.or(streaks[nth].record(outcome.problem()));
         }
         uses_second_secret &= !outcome.is_wrong_secret();
-        let (agent, call, duration) = (agent.name.clone(), probe.name(), start.elapsed());
+        let (agent, call, duration) = (agent.name.to_string(), probe.name(), start.elapsed());
         report.agents.push(AgentFinding { agent, call, outcome, uses_second_secret, duration });
     }
     let (suites, stopped) = suites_check::check_suites(config, &upstreams[0], &mut streaks[0]).await;

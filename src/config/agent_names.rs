@@ -1,12 +1,8 @@
 //! The agents that a client can name.
 
-use std::collections::BTreeMap;
-
-use super::agents::AgentConfig;
 use super::error::{Error, quote};
 use super::reader::ConfigValue;
 use super::suggest::did_you_mean;
-use super::suites::SuitesConfig;
 use crate::{format_text, text, text::Text};
 
 /// The agents that there are.
@@ -20,36 +16,6 @@ pub trait AgentNames {
     /// Whether it is the name of a suite or a provider, which may stand beside `"*"`.
     fn is_suite_or_provider(&self, _: &str) -> bool {
         false
-    }
-}
-
-/// The agents, suites and providers of a file.
-pub(super) struct KnownAgents<'a> {
-    pub(super) agents: &'a BTreeMap<String, AgentConfig>,
-    pub(super) suites: &'a SuitesConfig,
-}
-
-impl AgentNames for KnownAgents<'_> {
-    fn contains(&self, name: &str) -> bool {
-        self.agents.contains_key(name) || self.suites.may_be_listed(name)
-    }
-
-    fn names(&self) -> Vec<&str> {
-        self.agents.keys().map(String::as_str).chain(self.suites.names()).collect()
-    }
-
-    fn is_suite_or_provider(&self, name: &str) -> bool {
-        self.suites.suites.contains_key(name) || self.suites.providers.contains_key(name)
-    }
-}
-
-impl AgentNames for BTreeMap<String, AgentConfig> {
-    fn contains(&self, name: &str) -> bool {
-        self.contains_key(name)
-    }
-
-    fn names(&self) -> Vec<&str> {
-        self.keys().map(String::as_str).collect()
     }
 }
 

@@ -1,9 +1,9 @@
 //! `[agents.*]`: the WeCom applications.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::sync::{Arc, LazyLock};
 
 use super::error::{Error, quote};
-use super::named_tables;
 use super::origin::Origin;
 use super::pattern::{self, PathPattern};
 use super::rate_limit::{self, RateLimit};
@@ -11,7 +11,7 @@ use super::reader::{ConfigTable, ConfigValue};
 use super::secret::{self, SourcedSecret, is_placeholder_word};
 use super::upstream::{self, UpstreamConfig, UpstreamId};
 use super::web_origin::{self, WebOrigin};
-use crate::text::Text;
+use crate::text::SharedStr;
 use crate::{format_text, text};
 
 pub(super) const KEYS: &[&str] =
@@ -20,28 +20,19 @@ pub(super) const KEYS: &[&str] =
 /// Refused as names, because the first path segment names the agent, and paths of the proxy itself begin with these.
 const RESERVED_NAMES: [&str; 4] = ["cgi-bin", "callbacks", "jssdk", "k"];
 
-const NO_AGENT_MESSAGE: Text = text!(
-    "no agent is configured; add one like this:
-
-[agents.hr]
-corpid = \"ww1234567890abcdef\"
-secret = { env = \"WECOM_HR_SECRET\" }",
-    "没有配置任何应用；请这样添加：\n\n[agents.hr]\ncorpid = \"ww1234567890abcdef\"\nsecret = { env = \"WECOM_HR_SECRET\" }"
-);
-
 /// `[agents.NAME]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentConfig {
     /// The table's name.
-    pub name: String,
+    pub name: SharedStr,
     /// Visible ASCII, not empty.
-    pub corpid: String,
+    pub corpid: SharedStr,
     /// One secret, or two while it is changed: the first is used, the other one where WeCom refuses it. Visible ASCII.
     pub secrets: Vec<SourcedSecret>,
     /// Where its requests go.
     pub upstream: UpstreamId,
     /// The other keys.
-    pub settings: AgentSettings,
+    pub settings: Arc<AgentSettings>,
     /// Where it is defined.
     pub origin: Origin,
 }
@@ -61,62 +52,24 @@ pub struct AgentSettings {
     pub jssdk_origins: Vec<WebOrigin>,
 }
 
-/// `has_state`: there is a state, which may have agents.
-pub(super) fn read(
-    roots: &[ConfigTable<'_>],
-    upstreams: &BTreeMap<String, UpstreamConfig>,
-    has_state: bool,
-) -> BTreeMap<String, AgentConfig> {
-    let mut items = named_tables::collect_named(roots, "agents");
-    let has_agents =
-        !items.is_empty() || roots.iter().any(|root| has_suites(root) || root.is_broken("agents"));
-    items.retain(|_, item| !is_corp(item));
-    let agents = named_tables::read_each(&items, |name, item| read_agent(name, item, upstreams));
-    warn_of_shared_credentials(&items, &agents);
-    if let Some(root) = roots.first().filter(|_| !has_agents && !has_state) {
-        let location = root.location_of("agents");
-        location.record(location.error(NO_AGENT_MESSAGE));
+impl AgentConfig {
+    /// Whether nothing of it is read from elsewhere than its own table.
+    pub(super) fn is_of_text_alone(&self) -> bool {
+        self.upstream.index() == 0 && self.secrets.iter().all(|secret| secret.file.is_none())
     }
-    agents
+}
+
+impl AgentSettings {
+    /// The same behind a pointer; those that most agents have, the default ones, are there once.
+    pub fn shared(self) -> Arc<Self> {
+        static DEFAULT: LazyLock<Arc<AgentSettings>> = LazyLock::new(Arc::default);
+        if self == **DEFAULT { DEFAULT.clone() } else { Arc::new(self) }
+    }
 }
 
 /// Whether an entry of `[agents.*]` is an authorised corp of a suite.
 pub(super) fn is_corp(item: &ConfigValue<'_>) -> bool {
     item.has_key("suite")
-}
-
-/// Whether a file has suites or providers, which serve without agents.
-fn has_suites(root: &ConfigTable<'_>) -> bool {
-    ["suites", "providers"].iter().any(|key| root.has(key))
-}
-
-/// Warns of agents with the same corpid and secret at one upstream, which share one token: it may be a mistake.
-/// One warning covers all such agents, because there may be very many.
-fn warn_of_shared_credentials(
-    items: &BTreeMap<&str, ConfigValue<'_>>,
-    agents: &BTreeMap<String, AgentConfig>,
-) {
-    let mut first: HashMap<_, &str> = HashMap::with_capacity(agents.len());
-    let mut duplicates = Vec::new();
-    for (name, agent) in agents {
-        let credentials = agent
-            .secrets
-            .iter()
-            .map(|secret| (&*agent.corpid, secret.value.expose(), agent.upstream.index()));
-        // Not lazily: each secret is to be entered.
-        let originals: Vec<_> =
-            credentials.map(|credentials| *first.entry(credentials).or_insert(name)).collect();
-        if let Some(original) = originals.into_iter().find(|original| *original != name) {
-            duplicates.push((name, original));
-        }
-    }
-    let Some((name, original)) = duplicates.first() else { return };
-    let Some(item) = items.get(name.as_str()) else { return };
-    let others = match duplicates.len() - 1 {
-        0 => Text::default(),
-        count => format_text!(" (as have {count} more agents)", "（另有 {count} 个应用也是如此）"),
-    };
-    item.location.warn(format_text!("has the corpid and secret of agents.{original}{}; they share one token and its budget of refreshes; make them one agent if nothing else differs", "的 corpid 和 secret 与 agents.{original} 相同{}；它们共用一个 token 和续期额度；若没有其他区别，请合并为一个应用", others));
 }
 
 pub(super) fn read_agent(
@@ -137,11 +90,11 @@ pub(super) fn read_agent(
         section.read_or("upstream", UpstreamId::default(), |item| upstream::read_id(item, upstreams));
     let settings = read_settings(&section, section.read_or("accept_secret", false, ConfigValue::boolean));
     Ok(AgentConfig {
-        name: name.to_owned(),
-        corpid: corpid?,
+        name: name.into(),
+        corpid: corpid?.into(),
         secrets: secrets?,
         upstream,
-        settings,
+        settings: AgentSettings::shared(settings),
         origin: item.location.origin(),
     })
 }
@@ -168,7 +121,7 @@ pub(super) fn read_settings(section: &ConfigTable<'_>, accept_secret: bool) -> A
     }
 }
 
-pub(super) fn read_corpid(item: &ConfigValue<'_>) -> Result<String, Error> {
+pub(super) fn read_corpid<'a>(item: &ConfigValue<'a>) -> Result<&'a str, Error> {
     let text =
         item.string(text!("a string like \"ww1234567890abcdef\"", "\"ww1234567890abcdef\" 这样的字符串"))?;
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -185,5 +138,5 @@ pub(super) fn read_corpid(item: &ConfigValue<'_>) -> Result<String, Error> {
             item.error(text!("is a placeholder; replace it with the real one", "是占位文字；请换成真正的值"))
         );
     }
-    Ok(text.to_owned())
+    Ok(text)
 }

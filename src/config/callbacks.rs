@@ -7,10 +7,11 @@ use std::time::Duration;
 
 pub use target::{CallbackTarget, DeliveryMethod, ReencryptKeys, TargetAddress, TargetForm, TargetUrl};
 
-use super::agents::AgentConfig;
+use super::agent_names::AgentNames;
 use super::clients::ClientConfig;
 use super::duration;
 use super::error::{Error, quote};
+use super::file_agents::FileAgents;
 use super::named_tables;
 use super::reader::{ConfigTable, ConfigValue, read_all};
 use super::secret;
@@ -64,7 +65,7 @@ pub struct CallbackConfig {
 
 pub(super) fn read(
     root: &ConfigTable<'_>,
-    agents: &BTreeMap<String, AgentConfig>,
+    agents: &FileAgents<'_>,
     clients: &BTreeMap<String, ClientConfig>,
     has_state: bool,
 ) -> BTreeMap<String, CallbackConfig> {
@@ -85,7 +86,7 @@ fn read_callback(
     name: &str,
     item: &ConfigValue<'_>,
     section: &ConfigTable<'_>,
-    agents: &BTreeMap<String, AgentConfig>,
+    agents: &FileAgents<'_>,
 ) -> Result<CallbackConfig, Error> {
     // All are read before the first error counts.
     let token = section.read_required("token", "token = { env = \"HR_CALLBACK_TOKEN\" }", secret::read);
@@ -186,7 +187,7 @@ fn read_suite(
 fn read_receive_ids(
     item: &ConfigValue<'_>,
     section: &ConfigTable<'_>,
-    agents: &BTreeMap<String, AgentConfig>,
+    agents: &FileAgents<'_>,
 ) -> Result<BTreeSet<String>, Error> {
     match (section.find("agent"), section.find("receive_ids")) {
         (Some(agent), None) => {
@@ -194,11 +195,11 @@ fn read_receive_ids(
             if section.is_broken(&format!("agents.{name}")) {
                 return Err(Error::recorded());
             }
-            let known = agents.get(name).ok_or_else(|| {
-                let hint = did_you_mean(name, agents.keys().map(String::as_str));
+            let corpid = agents.corpid(name).ok_or_else(|| {
+                let hint = did_you_mean(name, agents.names());
                 agent.error(format_text!("there is no agent {}; {}write receive_ids with its corpid if it is not in this file", "没有应用 {}；{}若它不在此文件中，请用 receive_ids 写它的 corpid", quote(name), hint))
             })?;
-            Ok(BTreeSet::from([known.corpid.clone()]))
+            Ok(BTreeSet::from([corpid]))
         }
         (None, Some(ids)) => {
             let ids = ids.list(text!("a list of corpids or suite_ids like [\"ww1234567890abcdef\"]", "corpid 或 suite_id 的列表，如 [\"ww1234567890abcdef\"]"))?;

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::agent_names::{KnownAgents, UnknownAgents};
-use super::agents::AgentConfig;
+use super::agent_names::{AgentNames, UnknownAgents};
+use super::agent_texts::short_hash;
 use super::error::Error;
+use super::file_agents::FileAgents;
 use super::key_hash::{self, KeyHash};
 use super::named_tables;
 use super::origin::Origin;
@@ -126,9 +127,29 @@ impl AgentSet {
     }
 }
 
+/// The agents, suites and providers of a file.
+struct KnownAgents<'a> {
+    agents: &'a FileAgents<'a>,
+    suites: &'a SuitesConfig,
+}
+
+impl AgentNames for KnownAgents<'_> {
+    fn contains(&self, name: &str) -> bool {
+        self.agents.contains(name) || self.suites.may_be_listed(name)
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.agents.names().into_iter().chain(self.suites.names()).collect()
+    }
+
+    fn is_suite_or_provider(&self, name: &str) -> bool {
+        self.suites.suites.contains_key(name) || self.suites.providers.contains_key(name)
+    }
+}
+
 pub(super) fn read(
     roots: &[ConfigTable<'_>],
-    agents: &BTreeMap<String, AgentConfig>,
+    agents: &FileAgents<'_>,
     suites: &SuitesConfig,
     has_state: bool,
 ) -> BTreeMap<String, ClientConfig> {
@@ -136,7 +157,7 @@ pub(super) fn read(
     let known = if has_state { UnknownAgents::Warn(&names) } else { UnknownAgents::Refuse(&names) };
     let mut keys: BTreeMap<[u8; 32], Location<'_>> = BTreeMap::new();
     let items = named_tables::collect_named(roots, "clients");
-    let secrets = if items.is_empty() { HashMap::new() } else { agents_by_secret_hash(agents) };
+    let secrets = if items.is_empty() { HashMap::new() } else { agents.names_by_secret() };
     named_tables::read_each(&items, |name, item| {
         let (client, locations) = read_client(name, item, &known)?;
         for (key, location) in client.keys.iter().zip(locations) {
@@ -147,7 +168,7 @@ pub(super) fn read(
                     "与 {first} 处的密钥相同；每个调用方需要自己的密钥"
                 )));
             }
-            if let Some(agent) = secrets.get(key.hash.as_bytes()) {
+            if let Some(agent) = secrets.get(&short_hash(&key.hash)) {
                 location.warn(format_text!(
                     "is the real secret of agents.{agent}; give the client a key of its own",
                     "就是 agents.{agent} 真正的 secret；请给该调用方单独的密钥"
@@ -190,17 +211,6 @@ pub(super) fn read_client<'a>(
         origin: item.location.origin(),
     };
     Ok((client, locations))
-}
-
-/// The agents by the hashes of their secrets, so that not every client is compared with every agent.
-fn agents_by_secret_hash(agents: &BTreeMap<String, AgentConfig>) -> HashMap<[u8; 32], &str> {
-    let mut names = HashMap::with_capacity(agents.len());
-    for agent in agents.values() {
-        for secret in &agent.secrets {
-            names.entry(*KeyHash::of(secret.value.expose()).as_bytes()).or_insert(agent.name.as_str());
-        }
-    }
-    names
 }
 
 /// Keys with their locations.

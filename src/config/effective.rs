@@ -23,7 +23,7 @@ pub fn effective_settings(config: &Config) -> Map<String, Value> {
     put_tables(
         &mut root,
         "upstreams",
-        config.upstreams.iter().map(|(name, of)| (name, upstream_to_json(of))),
+        config.upstreams.iter().map(|(name, of)| (name.as_str(), upstream_to_json(of))),
     );
     root.extend(table(json!({
         "server": server_to_json(&config.server),
@@ -41,17 +41,21 @@ pub fn effective_settings(config: &Config) -> Map<String, Value> {
 /// The tables of the main file.
 pub fn effective(config: &Config) -> Map<String, Value> {
     let mut root = effective_settings(config);
-    let agents = config.agents.iter().map(|(name, of)| (name, agent_to_json(of)));
+    let agents = config.agents.iter().map(|(name, of)| (name.as_str(), agent_to_json(of)));
     let corps = config.suites.corps.iter();
-    let corps = corps.map(|(name, of)| (name, corp_to_json((&of.suite, &of.corpid), &of.settings)));
+    let corps = corps.map(|(name, of)| (name.as_str(), corp_to_json((&of.suite, &of.corpid), &of.settings)));
     put_tables(&mut root, "agents", agents.chain(corps));
-    put_tables(&mut root, "clients", config.clients.iter().map(|(name, of)| (name, client_to_json(of))));
+    put_tables(
+        &mut root,
+        "clients",
+        config.clients.iter().map(|(name, of)| (name.as_str(), client_to_json(of))),
+    );
     let callbacks = config.callbacks.iter().filter(|(_, of)| of.suite.is_none());
-    put_tables(&mut root, "callbacks", callbacks.map(|(name, of)| (name, callback_to_json(of))));
+    put_tables(&mut root, "callbacks", callbacks.map(|(name, of)| (name.as_str(), callback_to_json(of))));
     let providers = config.suites.providers.iter();
-    put_tables(&mut root, "providers", providers.map(|(name, of)| (name, provider_to_json(of))));
+    put_tables(&mut root, "providers", providers.map(|(name, of)| (name.as_str(), provider_to_json(of))));
     let suites = config.suites.suites.iter();
-    let suites = suites.map(|(name, of)| (name, suite_to_json(of, config.callbacks.get(name))));
+    let suites = suites.map(|(name, of)| (name.as_str(), suite_to_json(of, config.callbacks.get(name))));
     put_tables(&mut root, "suites", suites);
     root
 }
@@ -59,9 +63,9 @@ pub fn effective(config: &Config) -> Map<String, Value> {
 fn put_tables<'a>(
     root: &mut Map<String, Value>,
     kind: &str,
-    tables: impl Iterator<Item = (&'a String, Map<String, Value>)>,
+    tables: impl Iterator<Item = (&'a str, Map<String, Value>)>,
 ) {
-    let tables: Map<_, _> = tables.map(|(name, table)| (name.clone(), table.into())).collect();
+    let tables: Map<_, _> = tables.map(|(name, table)| (name.to_owned(), table.into())).collect();
     if !tables.is_empty() {
         root.insert(kind.to_owned(), tables.into());
     }

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet, hash_map::Entry};
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::format_text;
 use crate::text::{Language, Localized, Text};
@@ -90,7 +91,7 @@ impl Localized for Error {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Warning {
     /// The file, as named by the caller or found by `include`.
-    pub file: PathBuf,
+    pub file: Arc<Path>,
     /// The line, counted from 1.
     pub line: Option<usize>,
     /// The dotted path of the key.
@@ -112,27 +113,40 @@ impl Localized for Warning {
     }
 }
 
+/// The first of several warnings, how many others there are, and the key of the last.
+type WarningGroup<'a> = (&'a Warning, usize, Option<&'a str>);
+
+fn count_again<'a>((_, others, last): &mut WarningGroup<'a>, warning: &'a Warning) {
+    *others += 1;
+    *last = warning.key.as_deref().or(*last);
+}
+
 /// The warnings as texts; those that differ only in where they apply are one, at its first place. There may be one for each
 /// of very many agents.
 pub fn summarize_warnings(warnings: &[Warning]) -> Vec<Text> {
-    let mut groups: Vec<(&Warning, usize, Option<&str>)> = Vec::new();
+    let mut groups: Vec<WarningGroup<'_>> = Vec::new();
     let mut places: HashMap<String, usize> = HashMap::new();
+    let mut last: Option<(&Text, usize)> = None;
     for warning in warnings {
+        if let Some((_, place)) = last.filter(|(message, _)| message.is_same_as(&warning.message)) {
+            count_again(&mut groups[place], warning);
+            continue;
+        }
         // What stands in quotes, such as the name of a file, differs from agent to agent.
         let text: String = warning.message.english().split('"').step_by(2).collect();
-        match places.entry(text) {
+        let place = match places.entry(text) {
             Entry::Vacant(place) => {
-                place.insert(groups.len());
                 groups.push((warning, 0, None));
+                *place.insert(groups.len() - 1)
             }
             Entry::Occupied(place) => {
-                let (_, others, last) = &mut groups[*place.get()];
-                *others += 1;
-                *last = warning.key.as_deref().or(*last);
+                count_again(&mut groups[*place.get()], warning);
+                *place.get()
             }
-        }
+        };
+        last = Some((&warning.message, place));
     }
-    let text = |(warning, others, last): (&Warning, usize, Option<&str>)| match (others, last) {
+    let text = |(warning, others, last): WarningGroup<'_>| match (others, last) {
         (0, _) => Text::of(warning),
         (_, None) => format_text!("{} (and {others} more)", "{}（另有 {others} 处）", warning),
         (1, Some(last)) => format_text!("{} (and {last})", "{}（还有 {last}）", warning),

@@ -9,7 +9,7 @@ use toml::de::DeTable;
 use super::error::{Error, quote};
 use super::loaded_files::{IncludePattern, list_matching, listed_directory};
 use super::path_error;
-use super::reader::{ConfigTable, ConfigValue};
+use super::reader::{ConfigTable, ConfigValue, ParsedText};
 use super::source_file::SourceFile;
 use crate::text::Text;
 use crate::{format_text, text};
@@ -72,7 +72,10 @@ fn read_pattern<'a>(
 }
 
 /// The root table of an included file.
-pub(super) fn root_table<'a>(source: &'a SourceFile<'a>, table: &'a DeTable<'a>) -> ConfigTable<'a> {
+pub(super) fn root_table<'a>(
+    source: (&'a SourceFile<'a>, ParsedText<'a>),
+    table: &'a DeTable<'a>,
+) -> ConfigTable<'a> {
     let misplaced = text!(
         "belongs in the main file; an included file contains only [agents.*] and [clients.*]",
         "应写在主文件中；被包含的文件只能有 [agents.*] 和 [clients.*]"

@@ -14,7 +14,7 @@ use super::error::{Error, Warning, quote};
 use super::named_tables;
 use super::origin::Origin;
 use super::pattern::AllowPattern;
-use super::reader::{ConfigTable, ConfigValue};
+use super::reader::{ConfigTable, ConfigValue, ParsedText};
 use super::source_file::SourceFile;
 use super::suites::{self, CorpConfig};
 use super::upstream::UpstreamConfig;
@@ -168,7 +168,7 @@ fn read_table<T>(
     let text = to_toml(kind, name, table)?;
     let source = SourceFile::of_text(SOURCE_NAME, text);
     let parsed = source.parse()?;
-    let root = ConfigTable::root(&source, &parsed, &["agents", "clients"]);
+    let root = ConfigTable::root((&source, ParsedText::Whole), &parsed, &["agents", "clients"]);
     let items = named_tables::collect_named(&[root], kind);
     let value = match items.values().next() {
         Some(item) => read(item),
@@ -179,7 +179,7 @@ fn read_table<T>(
     let mut errors = source.take_errors();
     errors.extend(value.as_ref().err().filter(|error| !error.is_recorded()).cloned());
     match (value, Error::combine(errors, &[])) {
-        (Ok(value), None) => Ok((value, source.into_warnings())),
+        (Ok(value), None) => Ok((value, source.take_warnings())),
         (_, Some(error)) => Err(error),
         (Err(error), None) => Err(error),
     }

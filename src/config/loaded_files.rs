@@ -86,6 +86,13 @@ impl<'a> Inputs<'a> {
         }
     }
 
+    /// Forgets which values are wrong: all files are read again in another way.
+    pub(super) fn restart(&self) {
+        self.broken.take();
+        self.is_incomplete.set(false);
+        self.files.borrow_mut().patterns.clear();
+    }
+
     pub(super) fn secrets(&self) -> SecretMode {
         self.secrets
     }

@@ -5,10 +5,8 @@ use std::collections::btree_map::Entry;
 
 use super::error::Error;
 use super::reader::{ConfigTable, ConfigValue};
+use super::table_name::{MAX_NAME_BYTES, has_valid_characters};
 use crate::{format_text, text};
-
-/// Bounds names, because passes contain them and have a maximum length.
-const MAX_NAME_BYTES: usize = 64;
 
 /// Every entry of the table `kind`, by name. Wrong names are recorded; the error for a duplicate name contains both
 /// locations.
@@ -51,15 +49,6 @@ pub(super) fn read_each<'a, T>(
         }
     }
     values
-}
-
-/// Whether `name` is valid for an agent or client.
-pub fn is_valid_name(name: &str) -> bool {
-    has_valid_characters(name) && name.len() <= MAX_NAME_BYTES
-}
-
-fn has_valid_characters(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
 fn check_name(item: &ConfigValue<'_>, name: &str) -> Result<(), Error> {

@@ -10,7 +10,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::error::{Error, quote, truncate};
-pub(super) use super::location::Location;
+pub(super) use super::location::{Location, ParsedText};
 use super::source_file::SourceFile;
 use super::suggest::{closest, did_you_mean};
 use crate::text::Text;
@@ -28,25 +28,25 @@ pub(super) struct ConfigTable<'a> {
 }
 
 impl<'a> ConfigTable<'a> {
-    /// The root table of a file.
+    /// The root table of what of a file was parsed.
     pub(super) fn root(
-        source: &'a SourceFile<'a>,
+        (source, text): (&'a SourceFile<'a>, ParsedText<'a>),
         table: &'a DeTable<'a>,
         allowed_keys: &'static [&'static str],
     ) -> Self {
-        let location = Location { source, line: None, key: String::new() };
+        let location = Location { source, text, line: None, key: String::new() };
         Self::new(location, Some(table), allowed_keys)
     }
 
     /// The root table of a file that holds only a part of all tables; for the others in it, the error is `misplaced`.
     pub(super) fn partial_root(
-        source: &'a SourceFile<'a>,
+        (source, text): (&'a SourceFile<'a>, ParsedText<'a>),
         table: &'a DeTable<'a>,
         allowed_keys: &'static [&'static str],
         elsewhere: &[&str],
         misplaced: Text,
     ) -> Self {
-        let location = Location { source, line: None, key: String::new() };
+        let location = Location { source, text, line: None, key: String::new() };
         Self::new_part(location, Some(table), allowed_keys, elsewhere, misplaced)
     }
 
@@ -300,7 +300,8 @@ impl<'a> ConfigValue<'a> {
         };
         let location = |index, start| Location {
             source: self.location.source,
-            line: Some(self.location.source.line_at(start)),
+            text: self.location.text,
+            line: Some(self.location.line_at(start)),
             key: format!("{}[{index}]", self.location.key),
         };
         let items = array.iter().enumerate();

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use zeroize::Zeroizing;
 
-use super::error::{Error, quote};
+use super::error::{Error, Warning, quote};
 use super::files;
 use super::key_hash::KeyHash;
 use super::loaded_files::SecretMode;
 use super::reader::{ConfigValue, read_all};
+use super::source_file::SourceFile;
 use crate::secret::{Masked, credential_scan::is_base64url, hex};
 use crate::text::Text;
 use crate::{format_text, text};
@@ -22,6 +23,18 @@ const EXPECTED: Text = text!(
     "{ env = \"NAME\" }, { file = \"path\" } or a string",
     "{ env = \"NAME\" }、{ file = \"path\" } 或字符串"
 );
+
+/// The warning of a secret that stands in its file.
+pub(super) const PLAIN_TEXT: Text = text!(
+    "is in plain text in this file; write { env = \"NAME\" } or { file = \"path\" } instead",
+    "在此文件中是明文；请改写成 { env = \"NAME\" } 或 { file = \"path\" }"
+);
+
+/// Warns of a secret in plain text that is not read again.
+pub(super) fn warn_of_plain_text(source: &SourceFile<'_>, line: usize, key: String) {
+    let file = source.shared_path();
+    source.warn(Warning { file, line: Some(line), key: Some(key), message: PLAIN_TEXT });
+}
 
 /// Reads a secret: visible ASCII, not empty. Warns of one that is likely not what was meant.
 pub(super) fn read(item: &ConfigValue<'_>) -> Result<Masked, Error> {
@@ -108,10 +121,7 @@ fn read_text(item: &ConfigValue<'_>) -> Result<Masked, Error> {
         if !item.location.source.is_file() {
             return Ok(secret);
         }
-        item.location.warn(text!(
-            "is in plain text in this file; write { env = \"NAME\" } or { file = \"path\" } instead",
-            "在此文件中是明文；请改写成 { env = \"NAME\" } 或 { file = \"path\" }"
-        ));
+        item.location.warn(PLAIN_TEXT);
         return Ok(secret);
     }
     if !item.location.source.is_file() {

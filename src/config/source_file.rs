@@ -3,17 +3,20 @@
 use std::cell::{OnceCell, RefCell};
 use std::fs::File;
 use std::io::{self, Read};
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use toml::de::DeTable;
 use zeroize::Zeroizing;
 
+use super::cut_text::{CutText, line_ends, line_of};
 use super::error::{Error, Warning, quote};
 use super::loaded_files::{Inputs, SecretMode};
 use super::path_error;
 use super::regular_file::open_regular;
 use super::text_encoding::decode_utf8;
+use crate::text::Text;
 use crate::{format_text, text};
 
 /// Larger than any real configuration; keeps a device or log file named by mistake out of memory.
@@ -62,9 +65,16 @@ impl<'a> SourceFile<'a> {
                 text!("is too long for a configuration; at most 16MiB", "作为配置文件太长；最多 16MiB");
             return Err(Error::of_file(path, message));
         }
-        let text = decode_utf8(&bytes)
-            .map_err(|error| Error { line: Some(error.line), ..Error::of_file(path, error.message()) })?;
-        Ok(Self { inputs: Some(inputs), ..Self::of_text(path, Zeroizing::new(text.to_owned())) })
+        let mark_bytes = match decode_utf8(&bytes) {
+            Ok(text) => bytes.len() - text.len(),
+            Err(error) => {
+                return Err(Error { line: Some(error.line), ..Error::of_file(path, error.message()) });
+            }
+        };
+        // In place, since it may be long.
+        bytes.drain(..mark_bytes);
+        let text = String::from_utf8(mem::take(&mut bytes)).unwrap_or_default();
+        Ok(Self { inputs: Some(inputs), ..Self::of_text(path, Zeroizing::new(text)) })
     }
 
     /// A text from elsewhere, which is read like a file named `name`, and in which secrets are strings.
@@ -87,6 +97,17 @@ impl<'a> SourceFile<'a> {
     pub(super) fn parse(&self) -> Result<DeTable<'_>, Error> {
         // Only the first one: most of those after it follow from it.
         DeTable::parse(&self.text).map(|table| table.into_inner()).map_err(|error| self.syntax_error(&error))
+    }
+
+    /// Cuts it at its agents, if they can be read one by one.
+    pub(super) fn cut(&self) -> Option<CutText<'_>> {
+        CutText::of(&self.text)
+    }
+
+    /// Forgets what was recorded, to be read again in another way.
+    pub(super) fn restart(&self) {
+        self.warnings.take();
+        self.errors.take();
     }
 
     /// Uses only toml's message: its `Display` prints the line, which may contain a secret.
@@ -112,8 +133,7 @@ impl<'a> SourceFile<'a> {
 
     /// The line, counted from 1, of the byte at `offset`.
     pub(super) fn line_at(&self, offset: usize) -> usize {
-        let ends = self.line_ends.get_or_init(|| memchr::memchr_iter(b'\n', self.text.as_bytes()).collect());
-        ends.partition_point(|end| *end < offset) + 1
+        line_of(self.line_ends.get_or_init(|| line_ends(&self.text)), offset)
     }
 
     /// Resolves `path` against the directory of this file.
@@ -142,6 +162,19 @@ impl<'a> SourceFile<'a> {
 
     pub(super) fn warn(&self, warning: Warning) {
         self.warnings.borrow_mut().push(warning);
+    }
+
+    pub(super) fn warning_count(&self) -> usize {
+        self.warnings.borrow().len()
+    }
+
+    /// The line of the only warning after the first `count`, if there is one; `None`: there is another one than `expected`.
+    pub(super) fn expected_warning_after(&self, count: usize, expected: &Text) -> Option<Option<usize>> {
+        match self.warnings.borrow().get(count..)? {
+            [] => Some(None),
+            [Warning { line, message, .. }] if message.is_same_as(expected) => line.map(Some),
+            _ => None,
+        }
     }
 
     /// Keeps an error, so that reading can go on.
@@ -173,8 +206,8 @@ impl<'a> SourceFile<'a> {
     }
 
     /// The warnings, sorted by line.
-    pub(super) fn into_warnings(self) -> Vec<Warning> {
-        let mut warnings = self.warnings.into_inner();
+    pub(super) fn take_warnings(&self) -> Vec<Warning> {
+        let mut warnings = self.warnings.take();
         warnings.sort_by_key(|warning| warning.line);
         warnings
     }

@@ -3,14 +3,17 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::agents::{self, AgentConfig, AgentSettings};
+use super::agent_names::AgentNames;
+use super::agents::{self, AgentSettings};
 use super::error::{Error, quote};
+use super::file_agents::FileAgents;
 use super::named_tables;
 use super::origin::Origin;
 use super::rate_limit::{self, RateLimit};
 use super::reader::{ConfigTable, ConfigValue};
 use super::secret;
 use super::suggest::did_you_mean;
+use super::table_name;
 use super::url::PrivateUrl;
 use crate::secret::Masked;
 use crate::{format_text, text};
@@ -121,14 +124,14 @@ impl SuitesConfig {
 
 /// Whether a text can be the corpid of an authorised corp in an agent's name: letters, digits, `-` and `_`.
 pub fn is_corpid(text: &str) -> bool {
-    named_tables::is_valid_name(text)
+    table_name::is_valid_name(text)
 }
 
 /// Reads the tables; `agents` are those without a suite.
 pub(super) fn read(
     root: &ConfigTable<'_>,
     roots: &[ConfigTable<'_>],
-    agents: &BTreeMap<String, AgentConfig>,
+    agents: &FileAgents<'_>,
     has_state: bool,
 ) -> SuitesConfig {
     let main = std::slice::from_ref(root);
@@ -182,12 +185,12 @@ fn insert<T>(tables: &mut BTreeMap<String, T>, name: &str, item: &ConfigValue<'_
 fn check_name(
     name: &str,
     item: &ConfigValue<'_>,
-    agents: &BTreeMap<String, AgentConfig>,
+    agents: &FileAgents<'_>,
     config: &SuitesConfig,
 ) -> Result<(), Error> {
     agents::reject_reserved_name(name, item)?;
     let taken = [
-        (text!("an agent", "应用"), agents.contains_key(name)),
+        (text!("an agent", "应用"), agents.contains(name)),
         (text!("a provider", "服务商"), config.providers.contains_key(name)),
         (text!("a suite", "套件"), config.suites.contains_key(name)),
     ];
@@ -209,7 +212,7 @@ fn read_provider(name: &str, item: &ConfigValue<'_>) -> Result<ProviderConfig, E
         section.read_required("secret", "secret = { env = \"PROVIDER_SECRET\" }", secret::read_wecom);
     Ok(ProviderConfig {
         name: name.to_owned(),
-        corpid: corpid?,
+        corpid: corpid?.to_owned(),
         secret: secret?,
         origin: item.location.origin(),
     })
@@ -245,7 +248,7 @@ fn read_suite(
     let aes_key = section.read_required("aes_key", example, secret::read_aes_key);
     Ok(SuiteConfig {
         name: name.to_owned(),
-        suite_id: suite_id?,
+        suite_id: suite_id?.to_owned(),
         secret: secret?,
         provider: section.read_optional("provider", read_provider_name),
         token: token?,
@@ -301,7 +304,7 @@ pub(super) fn read_corp(name: &str, item: &ConfigValue<'_>, suites: &[&str]) -> 
         }
     };
     let read_corpid = |item: &ConfigValue<'_>| {
-        let corpid = agents::read_corpid(item)?;
+        let corpid = agents::read_corpid(item)?.to_owned();
         if !is_corpid(&corpid) {
             return Err(item.error(text!(
                 "is no corpid of an authorised corp: letters, digits, - and _, at most 64",

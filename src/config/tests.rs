@@ -1,6 +1,7 @@
 //! Loads whole files with [`load_with_env`] and checks the errors, the warnings and the resulting configuration.
 
 mod accepted;
+mod agent_by_agent;
 mod all_mistakes;
 mod callbacks;
 mod effective;

@@ -121,7 +121,7 @@ impl OtelEnvironment<'_> {
 
     fn warn(&mut self, name: &str, message: Text) {
         let (file, key) = (self.source.path().to_owned(), Some(name.to_owned()));
-        self.warnings.push(Warning { file, line: None, key, message });
+        self.warnings.push(Warning { file: file.into(), line: None, key, message });
     }
 
     /// The variable that switches traces off, if one does.

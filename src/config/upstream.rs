@@ -39,11 +39,15 @@ const EXAMPLE: &str = "https://qyapi.weixin.qq.com";
 const DEFAULT_NAME: &str = "default";
 
 /// Which upstream an agent uses: `[upstream]`, the default, or one of `[upstreams.*]`.
+/// One pointer wide, because there can be very many agents.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct UpstreamId {
+pub struct UpstreamId(Option<Arc<NamedUpstream>>);
+
+/// The index and name of one of `[upstreams.*]`.
+#[derive(Debug, PartialEq, Eq)]
+struct NamedUpstream {
     index: usize,
-    /// `None` for `[upstream]`.
-    name: Option<Arc<str>>,
+    name: Box<str>,
 }
 
 impl UpstreamId {
@@ -64,17 +68,17 @@ impl UpstreamId {
 
     /// The one of this name, which is the `nth` of `[upstreams.*]`.
     pub(crate) fn named(nth: usize, name: &str) -> Self {
-        Self { index: nth + 1, name: Some(name.into()) }
+        Self(Some(Arc::new(NamedUpstream { index: nth + 1, name: name.into() })))
     }
 
     /// 0 for `[upstream]`; the others follow in the order of their names.
     pub fn index(&self) -> usize {
-        self.index
+        self.0.as_ref().map_or(0, |upstream| upstream.index)
     }
 
     /// Its name; `None` for `[upstream]`.
     pub fn name(&self) -> Option<&str> {
-        self.name.as_deref()
+        self.0.as_ref().map(|upstream| &*upstream.name)
     }
 
     /// Its name in metrics.

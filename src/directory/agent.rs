@@ -1,15 +1,18 @@
 //! Agents: the WeCom applications.
 
-use std::{cmp::Ordering, fmt, sync::Arc};
+use std::{borrow::Cow, cmp::Ordering, fmt, sync::Arc};
 
 use super::{
-    CaptureSwitch, Client, Shared, Suite, pass_keys::AgentPassKeys, reuse_or_create_limiter,
-    secret_lookup::secret_hash,
+    CaptureSwitch, Client, Shared, Suite,
+    pass_keys::AgentPassKeys,
+    reuse_or_create_limiter,
+    secret_lookup::{SecretHashes, secret_hash},
 };
 use crate::{
     config::{self, ClientKey, KeyHash, Origin, SourcedSecret},
     limits::RateLimiter,
     secret::{Masked, random_u64},
+    text::SharedStr,
     tokens::{
         AgentToken, Credentials,
         passes::{PassError, PassKey, UnverifiedPass},
@@ -62,27 +65,25 @@ pub enum AgentRole {
 /// One WeCom application, or what has tokens like one.
 pub struct Agent {
     /// Its configured name.
-    pub name: String,
+    pub name: SharedStr,
     /// The company's corpid.
-    pub corpid: String,
+    pub corpid: SharedStr,
     /// Where its requests go.
     pub upstream: config::UpstreamId,
     /// The rest of its configuration.
-    pub settings: config::AgentSettings,
+    pub settings: Arc<config::AgentSettings>,
     /// Where it is defined.
     pub origin: Origin,
     /// Chosen at random whenever it changes.
     pub revision: u64,
     /// Its token and tickets, which agents with the same corpid and secret at one upstream share.
     pub token: AgentToken,
-    /// The hashes of its corpid and each secret, as configured.
-    pub(super) secret_hashes: Box<[KeyHash]>,
-    /// The hashes of the secrets alone, as of keys.
-    pub(super) secrets_as_keys: Box<[KeyHash]>,
+    /// The hashes of its secrets as configured, where they can change; those of one that cannot are computed when needed.
+    pub(super) hashes: Option<Box<[SecretHashes]>>,
     /// The rate limit for all its requests together.
     pub rate_limiter: Option<Arc<RateLimiter>>,
     /// Whether an operator captures its exchanges.
-    pub capture_switch: Arc<CaptureSwitch>,
+    pub capture_switch: CaptureSwitch,
     /// What it stands for.
     pub role: AgentRole,
     pub(super) pass_keys: Arc<AgentPassKeys>,
@@ -101,18 +102,19 @@ impl Agent {
         let secrets = config.secrets.iter().map(|secret| (credentials(&config, secret), secret.file.clone()));
         let before = before.map(|before| &before.token);
         let token = AgentToken::new(shared.tokens, &config.name, secrets, before, previous.is_some());
-        let secret_hashes: Box<[_]> =
-            config.secrets.iter().map(|secret| secret_hash(&config.corpid, secret.value.expose())).collect();
-        let secrets_as_keys =
-            config.secrets.iter().map(|secret| KeyHash::of(secret.value.expose())).collect();
+        let hashes = match &token {
+            AgentToken::Fixed(_) => None,
+            AgentToken::Rotating(_) => {
+                let of = |secret: &SourcedSecret| SecretHashes::of(&config.corpid, secret.value.expose());
+                Some(config.secrets.iter().map(of).collect())
+            }
+        };
         let config::AgentConfig { name, corpid, upstream, settings, origin, .. } = config;
         // One that was deleted and made anew has nothing of the one before.
         let previous = previous.filter(|previous| previous.origin.generation() == origin.generation());
         let with_same_credentials = previous.filter(|previous| previous.token.is_same_as(&token));
         let is_unchanged = |previous: &&Arc<Self>| {
-            previous.settings == settings
-                && previous.origin == origin
-                && previous.secret_hashes == secret_hashes
+            previous.settings == settings && previous.hashes == hashes && previous.origin.follow(&origin)
         };
         if let Some(previous) = with_same_credentials.filter(is_unchanged) {
             return previous.clone();
@@ -128,8 +130,7 @@ impl Agent {
         Arc::new(Self {
             upstream,
             settings,
-            secret_hashes,
-            secrets_as_keys,
+            hashes,
             rate_limiter,
             capture_switch,
             pass_keys,
@@ -143,19 +144,19 @@ impl Agent {
         origin: &Origin,
         token: &AgentToken,
         previous: Option<&Arc<Self>>,
-    ) -> (Arc<AgentPassKeys>, Arc<CaptureSwitch>) {
+    ) -> (Arc<AgentPassKeys>, CaptureSwitch) {
         if let Some(previous) = previous.filter(|previous| previous.token.is_same_as(token)) {
             return (previous.pass_keys.clone(), previous.capture_switch.clone());
         }
         let before = previous.map(|previous| (&*previous.pass_keys, &previous.token));
         let pass_keys = AgentPassKeys::new(shared.pass_key.clone(), origin.generation(), token, before);
-        (Arc::new(pass_keys), Arc::default())
+        (pass_keys.shared(), CaptureSwitch::default())
     }
 
     /// One without settings, of the default upstream.
     pub(super) fn new(
-        name: String,
-        corpid: String,
+        name: SharedStr,
+        corpid: SharedStr,
         origin: Origin,
         token: AgentToken,
         role: AgentRole,
@@ -164,16 +165,15 @@ impl Agent {
             name,
             corpid,
             upstream: config::UpstreamId::default(),
-            settings: config::AgentSettings::default(),
+            settings: config::AgentSettings::default().shared(),
             origin,
             revision: random_u64(),
             token,
-            secret_hashes: Box::default(),
-            secrets_as_keys: Box::default(),
+            hashes: None,
             rate_limiter: None,
-            capture_switch: Arc::default(),
+            capture_switch: CaptureSwitch::default(),
             role,
-            pass_keys: Arc::default(),
+            pass_keys: AgentPassKeys::default().shared(),
             corp_pass_key: None,
         }
     }
@@ -279,12 +279,25 @@ impl Agent {
     /// Whether this is the hash of its corpid and of a secret that it has now.
     pub(super) fn has_secret(&self, hash: &KeyHash) -> bool {
         match &self.token {
-            AgentToken::Fixed(_) => self.secret_hashes.contains(hash),
+            AgentToken::Fixed(entry) => {
+                secret_hash(&self.corpid, entry.credentials().secret.expose()) == *hash
+            }
             AgentToken::Rotating(_) => {
                 let entries = self.token.entries();
                 let mut secrets = entries.iter().map(|entry| entry.credentials().secret.expose());
                 secrets.any(|secret| secret_hash(&self.corpid, secret) == *hash)
             }
+        }
+    }
+
+    /// The hashes of its secrets, as configured.
+    pub(super) fn secret_hashes(&self) -> Cow<'_, [SecretHashes]> {
+        match (&self.hashes, &self.token) {
+            (Some(hashes), _) => Cow::Borrowed(hashes),
+            (None, AgentToken::Fixed(entry)) => {
+                Cow::Owned(vec![SecretHashes::of(&self.corpid, entry.credentials().secret.expose())])
+            }
+            (None, AgentToken::Rotating(_)) => Cow::Borrowed(&[]),
         }
     }
 

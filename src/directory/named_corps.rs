@@ -42,13 +42,13 @@ impl Suite {
     /// The name of this corp, if it is another one than `name`.
     pub fn other_name(&self, corpid: &str, name: &str) -> Option<String> {
         let named = self.named(corpid).filter(|named| named.agent.name != name);
-        named.map(|named| named.agent.name.clone())
+        named.map(|named| named.agent.name.to_string())
     }
 
     /// The name under which the state has this corp as an agent.
     pub fn name_in_state(&self, corpid: &str) -> Option<String> {
         let named = self.state.named.get(corpid).filter(|_| !self.is_file_corp(corpid));
-        named.map(|named| named.agent.name.clone())
+        named.map(|named| named.agent.name.to_string())
     }
 }
 

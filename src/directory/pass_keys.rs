@@ -1,6 +1,6 @@
 //! The keys of one agent's passes.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use tokio::time::Instant;
 
@@ -55,6 +55,15 @@ impl AgentPassKeys {
         Self { pass_key, generation, previous, ..Self::default() }
     }
 
+    /// The same behind a pointer; those that most agents have, without any key of their own, are there once.
+    pub(super) fn shared(self) -> Arc<Self> {
+        static NONE: LazyLock<Arc<AgentPassKeys>> = LazyLock::new(Arc::default);
+        match self.pass_key.is_none() && self.generation == 0 && self.previous.is_empty() {
+            true => NONE.clone(),
+            false => Arc::new(self),
+        }
+    }
+
     /// The generation that the keys are derived for.
     pub(super) fn generation(&self) -> u64 {
         self.generation
@@ -64,7 +73,7 @@ impl AgentPassKeys {
     pub(super) fn of_generation(self: &Arc<Self>, generation: u64, token: &AgentToken) -> Arc<Self> {
         match self.generation == generation {
             true => self.clone(),
-            false => Arc::new(self.renewed(generation, token, Some((&**self, token)))),
+            false => self.renewed(generation, token, Some((&**self, token))).shared(),
         }
     }
 
@@ -145,12 +154,12 @@ mod tests {
 
     fn token(cache: &Arc<TokenCache>, secret: &str) -> AgentToken {
         let credentials = Credentials {
-            corpid: "ww1".to_owned(),
+            corpid: "ww1".into(),
             secret: Masked::new(secret),
             upstream: UpstreamId::default(),
             generation: 0,
         };
-        AgentToken::new(cache, "hr", std::iter::once((credentials, None)), None, false)
+        AgentToken::new(cache, &"hr".into(), std::iter::once((credentials, None)), None, false)
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,6 +12,7 @@ use crate::{
     config::{self, KeyHash, Origin},
     limits::RateLimiterFactory,
     secret::Masked,
+    text::SharedStr,
     tokens::{
         AgentToken, CachedToken, Credentials, TokenCache, TokenSpec,
         kinds::{TokenKind, suite::SuiteTicket},
@@ -218,7 +219,7 @@ impl Suite {
             return OverriddenCorp { file_code, agent: None, generation: known.generation };
         };
         let (file, generation) = (&named.agent, known.generation);
-        let credentials = corp_credentials(&file.corpid, renewed.permanent_code, &renewed.origin);
+        let credentials = corp_credentials(file.corpid.clone(), renewed.permanent_code, &renewed.origin);
         let spec = TokenSpec { agent: &file.name, counted_as: None, credentials, kind: self.corp_kind() };
         let token = AgentToken::Fixed(tokens.entry_of(spec, true));
         let previous =
@@ -230,7 +231,7 @@ impl Suite {
             Some(previous) if previous.token.is_same_as(&token) => previous.pass_keys.clone(),
             _ => {
                 let before = previous.as_ref().map(|previous| (&*previous.pass_keys, &previous.token));
-                Arc::new(file.pass_keys.renewed(generation, &token, before))
+                file.pass_keys.renewed(generation, &token, before).shared()
             }
         };
         let agent = agent_with(file, token, pass_keys);
@@ -263,7 +264,7 @@ impl Suite {
     /// The entry of the token of a corp with a name of its own.
     pub fn named_corp_token(
         &self,
-        name: &str,
+        name: &SharedStr,
         credentials: Credentials,
         tokens: &TokenCache,
     ) -> Arc<CachedToken> {
@@ -272,7 +273,12 @@ impl Suite {
     }
 
     /// The entry of the token of a corp without a name of its own.
-    pub fn corp_token(&self, name: &str, credentials: Credentials, tokens: &TokenCache) -> Arc<CachedToken> {
+    pub fn corp_token(
+        &self,
+        name: &SharedStr,
+        credentials: Credentials,
+        tokens: &TokenCache,
+    ) -> Arc<CachedToken> {
         let spec =
             TokenSpec { agent: name, counted_as: Some(self.name()), credentials, kind: self.corp_kind() };
         tokens.entry_of(spec, false)
@@ -286,16 +292,17 @@ impl Suite {
         previous: Option<&Agent>,
     ) -> Arc<Agent> {
         let CorpCredentials { corpid, permanent_code, pass_secret, settings, origin } = corp;
-        let name = format!("{}:{corpid}", self.name());
-        let credentials = corp_credentials(&corpid, permanent_code, &origin);
+        let name = SharedStr::from(format!("{}:{corpid}", self.name()));
+        let corpid = SharedStr::from(corpid);
+        let credentials = corp_credentials(corpid.clone(), permanent_code, &origin);
         let token = AgentToken::Fixed(self.corp_token(&name, credentials, tokens));
         let limiter = previous.and_then(|previous| previous.rate_limiter.as_ref());
         let limit = settings.limit.or(self.config.limit_per_corp);
         let rate_limiter = super::reuse_or_create_limiter(limits, limit, limiter, || format!("agent:{name}"));
         let corp_pass_key = Some(Box::new(PassKey::derive(&corpid, &pass_secret, 0)));
-        let capture_switch = previous.map_or_else(Arc::default, |previous| previous.capture_switch.clone());
+        let capture_switch = previous.map(|previous| previous.capture_switch.clone()).unwrap_or_default();
         let agent = Agent::new(name, corpid, origin, token, AgentRole::Corp { suite: self.name().into() });
-        Arc::new(Agent { settings, rate_limiter, capture_switch, corp_pass_key, ..agent })
+        Arc::new(Agent { settings: settings.shared(), rate_limiter, capture_switch, corp_pass_key, ..agent })
     }
 
     /// How a corp's token is fetched.
@@ -308,7 +315,11 @@ impl Suite {
 }
 
 /// What the token of a corp of the state is fetched with.
-pub fn corp_credentials(corpid: &str, permanent_code: Masked, origin: &Origin) -> Credentials {
+pub fn corp_credentials(
+    corpid: impl Into<SharedStr>,
+    permanent_code: Masked,
+    origin: &Origin,
+) -> Credentials {
     Credentials { generation: origin.generation(), ..Credentials::new(corpid, permanent_code) }
 }
 

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     config::{self, Origin},
+    text::SharedStr,
     tokens::{AgentToken, CachedToken, Credentials, TokenSpec, kinds::TokenKind},
 };
 
@@ -43,9 +44,9 @@ impl SuiteTable {
             let corps = corps_by_suite.remove(&name).unwrap_or_default();
             let (agent, corps) = shared.suite(suite, corps, before.by_name.get(&name));
             table.agents.push(agent);
-            table.by_name.extend(corps.into_iter().map(|corp| (corp.name.clone(), corp)));
+            table.by_name.extend(corps.into_iter().map(|corp| (corp.name.to_string(), corp)));
         }
-        table.by_name.extend(table.agents.iter().map(|agent| (agent.name.clone(), agent.clone())));
+        table.by_name.extend(table.agents.iter().map(|agent| (agent.name.to_string(), agent.clone())));
         table.release_tokens_of(before, shared);
         table
     }
@@ -205,7 +206,8 @@ impl Shared<'_> {
     /// The agent of a provider.
     fn provider(&self, config: config::ProviderConfig, previous: Option<&Arc<Agent>>) -> Arc<Agent> {
         let config::ProviderConfig { name, corpid, secret, origin } = config;
-        let credentials = Credentials::new(&*corpid, secret);
+        let (name, corpid) = (SharedStr::from(name), SharedStr::from(corpid));
+        let credentials = Credentials::new(corpid.clone(), secret);
         let spec = TokenSpec { agent: &name, counted_as: None, credentials, kind: TokenKind::Provider };
         let token = self.tokens.entry_of(spec, previous.is_some());
         Arc::new(self.agent(name, corpid, token, (AgentRole::Provider, origin), previous))
@@ -221,10 +223,10 @@ impl Shared<'_> {
         let before = previous.and_then(|previous| previous.suite());
         let before = before.filter(|before| before.config.suite_id == config.suite_id);
         let ticket = before.map_or_else(Arc::default, |before| before.state.ticket.clone());
-        let (corpid, secret) = (config.suite_id.clone(), config.secret.clone());
-        let credentials = Credentials::new(corpid, secret);
+        let (name, suite_id) = (SharedStr::from(&*config.name), SharedStr::from(&*config.suite_id));
+        let credentials = Credentials::new(suite_id.clone(), config.secret.clone());
         let kind = TokenKind::Suite(ticket.clone());
-        let spec = TokenSpec { agent: &config.name, counted_as: None, credentials, kind };
+        let spec = TokenSpec { agent: &name, counted_as: None, credentials, kind };
         let token = self.tokens.entry_of(spec, previous.is_some());
         let state = match before {
             Some(before) => before.state.clone(),
@@ -237,7 +239,7 @@ impl Shared<'_> {
             }),
         };
         state.token.store(token.clone());
-        let (name, suite_id, origin) = (config.name.clone(), config.suite_id.clone(), config.origin.clone());
+        let origin = config.origin.clone();
         let mut suite = Suite { config, state, file_corps: HashMap::default() };
         for corp in corps {
             let (corpid, code) = (corp.corpid.clone(), corp.permanent_code.clone());
@@ -261,7 +263,8 @@ impl Shared<'_> {
         previous: Option<&Arc<Agent>>,
     ) -> Arc<Agent> {
         let config::CorpConfig { name, corpid, permanent_code, settings, origin, .. } = corp;
-        let credentials = corp_credentials(&corpid, permanent_code, &origin);
+        let (name, corpid) = (SharedStr::from(name), SharedStr::from(corpid));
+        let credentials = corp_credentials(corpid.clone(), permanent_code, &origin);
         let spec = TokenSpec { agent: &name, counted_as: None, credentials, kind: suite.corp_kind() };
         let token = self.tokens.entry_of(spec, previous.is_some());
         let role = (AgentRole::Corp { suite: suite.name().into() }, origin);
@@ -277,13 +280,13 @@ impl Shared<'_> {
             Some(generation) => agent.pass_keys.of_generation(generation, &agent.token),
             None => agent.pass_keys.clone(),
         };
-        Arc::new(Agent { settings, rate_limiter, pass_keys, ..agent })
+        Arc::new(Agent { settings: settings.shared(), rate_limiter, pass_keys, ..agent })
     }
 
     fn agent(
         &self,
-        name: String,
-        corpid: String,
+        name: SharedStr,
+        corpid: SharedStr,
         entry: Arc<CachedToken>,
         (role, origin): (AgentRole, Origin),
         previous: Option<&Arc<Agent>>,

@@ -1,5 +1,7 @@
 //! The one place where the directory in use is replaced, by a reload of the files and by changes of the state.
 
+mod removal;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
@@ -157,7 +159,10 @@ impl DirectoryUpdater {
         let mut update = self.begin();
         update.next.allow_open = config.server.open;
         let (agents, clients) = (mem::take(&mut config.agents), mem::take(&mut config.clients));
-        update.remove_from_files(&agents, &clients);
+        let texts = &config.agent_texts;
+        update.remove_agents_of_files(&agents, texts);
+        update.remove_clients_of_files(&clients);
+        texts.moved().for_each(|(name, line)| update.move_agent(name, line));
         for agent in agents.into_values() {
             update.put_agent_of_file(agent);
         }
@@ -225,7 +230,7 @@ impl Update<'_> {
                 if is_new {
                     warn_of_shadowed("agent", &agent.name, &origin);
                 }
-                self.shadowed.agents.insert(agent.name.clone(), agent);
+                self.shadowed.agents.insert(agent.name.to_string(), agent);
             }
             None => self.put_agent(agent),
         }
@@ -311,31 +316,11 @@ impl Update<'_> {
         }
     }
 
-    /// Removes the entries of the files that are no longer there.
-    fn remove_from_files(
-        &mut self,
-        agents: &BTreeMap<String, AgentConfig>,
-        clients: &BTreeMap<String, ClientConfig>,
-    ) {
-        let is_gone = |agent: &&Arc<Agent>| agent.origin.is_file() && !agents.contains_key(&agent.name);
-        let gone: Vec<_> = self.next.agents().filter(is_gone).cloned().collect();
-        for agent in gone {
-            self.remove_agent(&agent.name);
-        }
-        let is_gone = |client: &&Arc<Client>| {
-            client.config.origin.is_file() && !clients.contains_key(&client.config.name)
-        };
-        let gone: Vec<_> = self.next.clients().filter(is_gone).cloned().collect();
-        for client in gone {
-            self.next.remove_client(&client.config.name);
-        }
-    }
-
     fn put_agent_of_file(&mut self, agent: AgentConfig) {
         let other = self.next.agent_by_name(&agent.name).filter(|other| !other.origin.is_file());
         if let Some(other) = other.map(|other| other.config()) {
             warn_of_shadowed("agent", &agent.name, &agent.origin);
-            self.shadowed.agents.insert(agent.name.clone(), other);
+            self.shadowed.agents.insert(agent.name.to_string(), other);
         }
         self.put_agent(agent);
     }
@@ -351,7 +336,7 @@ impl Update<'_> {
         for (agent, origin) in shadowed.collect::<Vec<_>>() {
             warn_of_shadowed("agent", &agent.name, &origin);
             self.remove_agent(&agent.name);
-            self.shadowed.agents.insert(agent.name.clone(), agent.config());
+            self.shadowed.agents.insert(agent.name.to_string(), agent.config());
         }
     }
 

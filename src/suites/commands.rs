@@ -118,7 +118,7 @@ impl Suites {
                 AuthorizeError::Invalid(_) => true,
                 _ => false,
             };
-            tracing::warn!(agent = suite_agent.name, %error, "auth_code not redeemed");
+            tracing::warn!(agent = &*suite_agent.name, %error, "auth_code not redeemed");
             if is_final || unix_now() >= expires_at {
                 break;
             }

@@ -16,7 +16,7 @@ use super::{
     secret_rotation::SecretRotation,
     tickets::{FailedTicketFetch, FetchOutcome, TicketResponse, TicketResult},
 };
-use crate::config::SourcedSecret;
+use crate::{config::SourcedSecret, text::SharedStr};
 
 /// The token of one agent, by whichever of its secrets works.
 #[derive(Clone)]
@@ -33,10 +33,8 @@ enum Serving<'a> {
     Rotating(Guard<Arc<CachedToken>>),
 }
 
-impl std::ops::Deref for Serving<'_> {
-    type Target = Arc<CachedToken>;
-
-    fn deref(&self) -> &Arc<CachedToken> {
+impl Serving<'_> {
+    fn entry(&self) -> &Arc<CachedToken> {
         match self {
             Self::Fixed(entry) => entry,
             Self::Rotating(entry) => entry,
@@ -50,14 +48,14 @@ impl AgentToken {
     /// change, and otherwise the secret in use stays in use if it is among them. `is_changed`: see [`TokenCache::entry`].
     pub fn new(
         cache: &Arc<TokenCache>,
-        agent: &str,
+        agent: &SharedStr,
         secrets: impl Iterator<Item = (Credentials, Option<PathBuf>)>,
         before: Option<&Self>,
         is_changed: bool,
     ) -> Self {
         let mut entries: Vec<(Arc<CachedToken>, Option<PathBuf>)> = Vec::with_capacity(1);
         for (credentials, file) in secrets {
-            let entry = cache.entry(agent, credentials, is_changed);
+            let entry = cache.entry(agent.clone(), credentials, is_changed);
             // The same secret twice is one, unless a file may change it.
             if file.is_some() || !entries.iter().any(|(known, _)| Arc::ptr_eq(known, &entry)) {
                 entries.push((entry, file));
@@ -69,7 +67,7 @@ impl AgentToken {
             }
             (_, [(entry, None)]) => Self::Fixed(entry.clone()),
             _ => {
-                let in_use = before.map(|before| before.serving().clone());
+                let in_use = before.map(|before| before.serving().entry().clone());
                 let in_use = in_use.filter(|entry| entry.expires_at().is_some());
                 Self::Rotating(SecretRotation::new(cache, agent, entries, in_use.as_ref()))
             }
@@ -118,7 +116,7 @@ impl AgentToken {
 
     /// See [`CachedToken::mark_refused_again`].
     pub fn mark_refused_again(&self, token: &Token, path: PathKey) {
-        self.serving().mark_refused_again(token, path);
+        self.serving().entry().mark_refused_again(token, path);
     }
 
     /// See [`CachedToken::force_refresh`]. Where WeCom refuses the secret, one more is tried.
@@ -131,17 +129,17 @@ impl AgentToken {
 
     /// See [`CachedToken::last_failure`].
     pub fn last_failure(&self) -> Option<Arc<FetchError>> {
-        self.serving().last_failure()
+        self.serving().entry().last_failure()
     }
 
     /// See [`CachedToken::cached_ticket`].
     pub fn cached_ticket(&self, kind: TicketKind) -> Option<TicketResponse> {
-        self.serving().cached_ticket(kind)
+        self.serving().entry().cached_ticket(kind)
     }
 
     /// See [`CachedToken::failed_ticket_fetch`].
     pub fn failed_ticket_fetch(&self, kind: TicketKind) -> Option<FailedTicketFetch> {
-        self.serving().failed_ticket_fetch(kind)
+        self.serving().entry().failed_ticket_fetch(kind)
     }
 
     /// See [`CachedToken::ticket`].
@@ -150,7 +148,7 @@ impl AgentToken {
         kind: TicketKind,
         fetch: impl AsyncFnMut() -> (R, FetchOutcome),
     ) -> TicketResult<R> {
-        let entry = self.serving().clone();
+        let entry = self.serving().entry().clone();
         entry.ticket(kind, fetch).await
     }
 
@@ -164,7 +162,7 @@ impl AgentToken {
 
     /// When the current token expires, if there is one.
     pub fn expires_at(&self) -> Option<SystemTime> {
-        self.serving().expires_at()
+        self.serving().entry().expires_at()
     }
 
     /// The state for operators.

@@ -2,6 +2,7 @@
 //! directory keeps the entries that its agents use, so that no request looks one up.
 
 use std::{
+    cell::OnceCell,
     collections::{HashMap, HashSet},
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
@@ -16,7 +17,10 @@ use super::{
     CachedToken, CredentialId, Credentials, FetchObserver, FetchToken, GettokenStats, RefreshCount,
     RefreshSettings, TokenSpec, backoff::Backoff, kinds::TokenKind, replicas, service::TokenService,
 };
-use crate::store::{Store, StoreEvents};
+use crate::{
+    store::{Store, StoreEvents},
+    text::SharedStr,
+};
 
 /// The cache of tokens and tickets.
 pub struct TokenCache {
@@ -57,9 +61,14 @@ impl TokenCache {
     /// The entry of these credentials; created if there is none. Named in logs and counters after the agent that it
     /// was created for. `is_changed`: an operator has changed them, so the first attempt waits for no failure budget,
     /// unless they are known to have failed.
-    pub fn entry(&self, agent: &str, credentials: Credentials, is_changed: bool) -> Arc<CachedToken> {
+    pub fn entry(
+        &self,
+        agent: impl Into<SharedStr>,
+        credentials: Credentials,
+        is_changed: bool,
+    ) -> Arc<CachedToken> {
         self.entry_of(
-            TokenSpec { agent, counted_as: None, credentials, kind: TokenKind::AccessToken },
+            TokenSpec { agent: &agent.into(), counted_as: None, credentials, kind: TokenKind::AccessToken },
             is_changed,
         )
     }
@@ -76,7 +85,9 @@ impl TokenCache {
             .remove(&backoff_id(spec.kind.id_kind(), &spec.credentials))
             .filter(|backoff| !backoff.is_stale(Instant::now()));
         let entry = CachedToken::new(spec, self.service.clone(), is_changed);
-        entry.state.lock().backoff = backoff.unwrap_or_default();
+        if let Some(backoff) = backoff {
+            entry.state.lock().backoff = backoff;
+        }
         self.entries.entry(id).or_insert_with(|| Arc::new(entry)).clone()
     }
 
@@ -107,9 +118,10 @@ impl TokenCache {
     /// Drops the counters and budgets of all agents but these, and those that an entry is named after, and backoffs that
     /// are long over.
     pub fn retain_agents(&self, is_agent: impl Fn(&str) -> bool) {
-        let names = self.entries.iter().filter(|entry| !is_agent(entry.agent_name()));
-        let names: HashSet<_> = names.map(|entry| entry.agent_name().to_owned()).collect();
-        self.service.retain_agents(|agent| is_agent(agent) || names.contains(agent));
+        // Collected only where an agent is gone: there can be very many entries.
+        let names = OnceCell::new();
+        let collect = || self.entries.iter().map(|entry| entry.agent_name().clone()).collect::<HashSet<_>>();
+        self.service.retain_agents(|agent| is_agent(agent) || names.get_or_init(collect).contains(agent));
         let now = Instant::now();
         self.former_backoffs.lock().retain(|_, backoff| !backoff.is_stale(now));
     }

@@ -5,13 +5,14 @@ use hmac::Mac;
 use crate::{
     config::UpstreamId,
     secret::{Masked, hex, hmac_with_key},
+    text::SharedStr,
 };
 
 /// The credentials of a gettoken call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Credentials {
     /// The company's corpid.
-    pub corpid: String,
+    pub corpid: SharedStr,
     /// The application's secret.
     pub secret: Masked,
     /// Where gettoken is sent.
@@ -23,7 +24,7 @@ pub struct Credentials {
 
 impl Credentials {
     /// Those of a file, for the first upstream.
-    pub fn new(corpid: impl Into<String>, secret: Masked) -> Self {
+    pub fn new(corpid: impl Into<SharedStr>, secret: Masked) -> Self {
         Self { corpid: corpid.into(), secret, upstream: UpstreamId::default(), generation: 0 }
     }
 
@@ -78,7 +79,7 @@ mod tests {
     #[test]
     fn store_name_is_parsed_back_and_differs_by_all_its_parts() {
         let credentials = |secret: &str| Credentials {
-            corpid: "ww1".to_owned(),
+            corpid: "ww1".into(),
             secret: Masked::new(secret),
             upstream: UpstreamId::default(),
             generation: 0,
@@ -103,7 +104,7 @@ mod tests {
     #[test]
     fn upstream_has_ids_of_its_own_and_the_default_the_former_ones() {
         let id = |upstream: UpstreamId| {
-            let (corpid, secret) = ("ww1".to_owned(), Masked::new("one"));
+            let (corpid, secret) = ("ww1".into(), Masked::new("one"));
             let credentials = Credentials { corpid, secret, upstream, generation: 0 };
             CredentialId::new("", &credentials).store_name()
         };

@@ -5,13 +5,14 @@ use std::{collections::BTreeMap, time::Duration};
 use parking_lot::Mutex;
 
 use super::FetchError;
+use crate::text::SharedStr;
 
 /// Bounds the errcodes of an agent, whatever the upstream returns.
 const MAX_ERRCODES: usize = 32;
 
 /// The calls of all agents.
 #[derive(Default)]
-pub(super) struct GettokenCalls(Mutex<BTreeMap<Box<str>, GettokenStats>>);
+pub(super) struct GettokenCalls(Mutex<BTreeMap<SharedStr, GettokenStats>>);
 
 /// The calls of one agent.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -25,11 +26,11 @@ pub struct GettokenStats {
 }
 
 impl GettokenCalls {
-    pub(super) fn record<T>(&self, agent: &str, duration: Duration, outcome: &Result<T, FetchError>) {
+    pub(super) fn record<T>(&self, agent: &SharedStr, duration: Duration, outcome: &Result<T, FetchError>) {
         let mut all = self.0.lock();
-        let stats = match all.get_mut(agent) {
+        let stats = match all.get_mut(agent.as_str()) {
             Some(stats) => stats,
-            None => all.entry(agent.into()).or_default(),
+            None => all.entry(agent.clone()).or_default(),
         };
         stats.count += 1;
         stats.total_time += duration;

@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 
 use self::suite::SuiteTicket;
 use super::{CachedToken, Credentials, FetchError, FetchToken};
-use crate::wecom::response::GettokenResponse;
+use crate::{text::SharedStr, wecom::response::GettokenResponse};
 
 /// How the token of an entry is fetched.
 #[derive(Clone)]
@@ -74,7 +74,7 @@ impl TokenKind {
 /// Whose token an entry has, and how it is fetched.
 pub struct TokenSpec<'a> {
     /// The agent's name, in logs and budgets.
-    pub agent: &'a str,
+    pub agent: &'a SharedStr,
     /// The name in counters, where it is another one.
     pub counted_as: Option<&'a str>,
     /// What it is fetched with.

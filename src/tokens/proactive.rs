@@ -5,13 +5,21 @@
 //! others find the result.
 
 use std::{
+    cmp::{Ordering, Reverse},
+    collections::BinaryHeap,
     hash::BuildHasher,
-    sync::{Arc, Weak, atomic::Ordering},
+    mem,
+    sync::{Arc, Weak, atomic},
     time::Duration,
 };
 
 use foldhash::quality::FixedState;
-use tokio::time::{Instant, sleep_until};
+use parking_lot::Mutex;
+use tokio::{
+    runtime::Handle,
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
 
 use super::{CachedToken, RefreshReason, Token, join};
 use crate::{secret::Masked, wecom::response::GettokenResponse};
@@ -43,18 +51,94 @@ fn hash_fraction(token: &Masked) -> f64 {
     f64::from((hash >> 32) as u32) / f64::from(u32::MAX)
 }
 
-/// Refreshes a token in use before it expires. Ends when the token is no longer the current one or is not in use.
-/// At its expiry it makes one last attempt, with [`RefreshReason::Expired`]; after that the next request fetches
-/// one anyway.
-pub(super) async fn refresh_before_expiry(entry: Weak<CachedToken>, token: Arc<Token>) {
-    let mut at = token.refresh_at;
-    loop {
-        sleep_until(at).await;
-        // Very many tokens wait at the same time: what the attempt needs is allocated only for it.
-        match Box::pin(refresh_once(&entry, &token)).await {
-            Some(retry_at) => at = retry_at,
-            None => return,
+/// The refreshes to come, in the order of their times. One task waits for all of them: there can be very many tokens, and
+/// a task for each would take more memory than the token.
+#[derive(Default)]
+pub(super) struct ProactiveSchedule {
+    queue: Mutex<PendingRefreshes>,
+    /// A refresh was added that is the first one now.
+    first_has_changed: Notify,
+}
+
+#[derive(Default)]
+struct PendingRefreshes {
+    refreshes: BinaryHeap<Reverse<DueRefresh>>,
+    /// Whether the task runs; it ends when no refresh is left.
+    is_running: bool,
+}
+
+struct DueRefresh {
+    at: Instant,
+    entry: Weak<CachedToken>,
+    token: Arc<Token>,
+}
+
+impl ProactiveSchedule {
+    /// Refreshes a token in use before it expires, unless it is no longer the current one or not in use by then. At its
+    /// expiry there is one last attempt, with [`RefreshReason::Expired`]; after that the next request fetches one anyway.
+    pub(super) fn add(self: &Arc<Self>, runtime: &Handle, entry: Weak<CachedToken>, token: Arc<Token>) {
+        let at = token.refresh_at;
+        self.push(runtime, DueRefresh { at, entry, token });
+    }
+
+    fn push(self: &Arc<Self>, runtime: &Handle, refresh: DueRefresh) {
+        let mut queue = self.queue.lock();
+        let is_first = queue.refreshes.peek().is_none_or(|Reverse(first)| refresh.at < first.at);
+        queue.refreshes.push(Reverse(refresh));
+        if !mem::replace(&mut queue.is_running, true) {
+            runtime.spawn(self.clone().run(runtime.clone()));
+        } else if is_first {
+            self.first_has_changed.notify_one();
         }
+    }
+
+    async fn run(self: Arc<Self>, runtime: Handle) {
+        while let Some(next) = self.spawn_due(&runtime) {
+            let _ = timeout_at(next, self.first_has_changed.notified()).await;
+        }
+    }
+
+    /// Spawns the refreshes whose time has come; returns the time of the next one. Without one, the task ends.
+    fn spawn_due(self: &Arc<Self>, runtime: &Handle) -> Option<Instant> {
+        let now = Instant::now();
+        let mut queue = self.queue.lock();
+        while let Some(Reverse(first)) = queue.refreshes.peek() {
+            if now < first.at {
+                return Some(first.at);
+            }
+            if let Some(Reverse(due)) = queue.refreshes.pop() {
+                runtime.spawn(self.clone().refresh(runtime.clone(), due));
+            }
+        }
+        // Very many of them may have been there at once.
+        *queue = PendingRefreshes::default();
+        None
+    }
+
+    async fn refresh(self: Arc<Self>, runtime: Handle, DueRefresh { entry, token, .. }: DueRefresh) {
+        if let Some(at) = refresh_once(&entry, &token).await {
+            self.push(&runtime, DueRefresh { at, entry, token });
+        }
+    }
+}
+
+impl PartialEq for DueRefresh {
+    fn eq(&self, other: &Self) -> bool {
+        self.at == other.at
+    }
+}
+
+impl Eq for DueRefresh {}
+
+impl PartialOrd for DueRefresh {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for DueRefresh {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.at.cmp(&other.at)
     }
 }
 
@@ -62,7 +146,7 @@ pub(super) async fn refresh_before_expiry(entry: Weak<CachedToken>, token: Arc<T
 async fn refresh_once(entry: &Weak<CachedToken>, token: &Arc<Token>) -> Option<Instant> {
     let entry = entry.upgrade()?;
     let still_current = entry.current.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, token));
-    if !still_current || !entry.used.load(Ordering::Relaxed) {
+    if !still_current || !entry.used.load(atomic::Ordering::Relaxed) {
         return None;
     }
     let now = Instant::now();
@@ -80,7 +164,7 @@ async fn refresh_once(entry: &Weak<CachedToken>, token: &Arc<Token>) -> Option<I
     if let Some(refresh) = refresh
         && join(refresh).await.is_ok()
     {
-        // The new token, or the reissued one with its next time, has a task of its own.
+        // The new token, or the reissued one with its next time, is in the schedule by itself.
         return None;
     }
     (now < token.usable_until).then(|| retry_at.min(token.usable_until))

@@ -14,8 +14,7 @@ use super::{
     cooldown::CooldownScope,
     failure_budget::{AttemptPermit, PERMIT_TIMEOUT},
     fetched_token::FetchedToken,
-    join,
-    proactive::{self, refresh_before_expiry},
+    join, proactive,
     refresh_budget::{BudgetClass, Charge, MAX_PROACTIVE_REFRESHES},
     single_flight::{Flight, Leader},
     token::PAST_EXPIRY_TTL,
@@ -340,7 +339,7 @@ impl CachedToken {
         };
         self.current.store(Some(token.clone()));
         self.used.store(false, Ordering::Relaxed);
-        self.service.runtime.spawn(refresh_before_expiry(Arc::downgrade(self), token.clone()));
+        self.schedule_proactive_refresh(token.clone());
         token
     }
 

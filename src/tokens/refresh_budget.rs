@@ -11,6 +11,7 @@ use super::{
     hourly_window::{HourlyWindow, Priority},
     refusal_budget::RefusalBudget,
 };
+use crate::text::SharedStr;
 
 /// Proactive refreshes of one token. The first counts as that of its expiry.
 pub(super) const MAX_PROACTIVE_REFRESHES: u8 = 2;
@@ -73,7 +74,7 @@ pub(super) struct RefreshBudget {
 struct State {
     hourly_window: HourlyWindow,
     /// The agents that have requested a token. A budget outlives a changed secret.
-    refusal_budgets: HashMap<Box<str>, RefusalBudget>,
+    refusal_budgets: HashMap<SharedStr, RefusalBudget>,
 }
 
 impl RefreshBudget {
@@ -83,14 +84,14 @@ impl RefreshBudget {
     }
 
     /// Registers an agent as in use.
-    pub(super) fn register_agent(&self, agent: &str) {
+    pub(super) fn register_agent(&self, agent: &SharedStr) {
         self.state.lock().refusal_budget(agent, Instant::now());
     }
 
     /// Charges a refresh. Error: the instant at which the budget is sufficient.
     pub(super) fn try_charge(
         &self,
-        agent: &str,
+        agent: &SharedStr,
         class: BudgetClass,
         now: Instant,
     ) -> Result<Charge, Instant> {
@@ -123,14 +124,14 @@ impl RefreshBudget {
     }
 
     /// Refunds a charge.
-    pub(super) fn refund(&self, agent: &str, charge: Charge) {
+    pub(super) fn refund(&self, agent: &SharedStr, charge: Charge) {
         self.refund_agent(agent, charge.class);
         if let Some(priority) = charge.class.hourly_priority() {
             self.state.lock().hourly_window.release(charge.charged_at, priority);
         }
     }
 
-    fn refund_agent(&self, agent: &str, class: BudgetClass) {
+    fn refund_agent(&self, agent: &SharedStr, class: BudgetClass) {
         if let Some(was_accepted) = class.agent_charge() {
             self.state.lock().refusal_budget(agent, Instant::now()).release(was_accepted);
         }
@@ -145,15 +146,15 @@ impl RefreshBudget {
 }
 
 impl State {
-    fn refusal_budget(&mut self, agent: &str, now: Instant) -> &mut RefusalBudget {
-        self.refusal_budgets.entry(agent.into()).or_insert_with(|| RefusalBudget::new(now))
+    fn refusal_budget(&mut self, agent: &SharedStr, now: Instant) -> &mut RefusalBudget {
+        self.refusal_budgets.entry(agent.clone()).or_insert_with(|| RefusalBudget::new(now))
     }
 }
 
 #[cfg(test)]
 impl RefreshBudget {
     /// Whether a refresh is left for a path that had accepted the token.
-    pub(super) fn has_remaining(&self, agent: &str, now: Instant) -> bool {
+    pub(super) fn has_remaining(&self, agent: &SharedStr, now: Instant) -> bool {
         self.state.lock().refusal_budget(agent, now).has_remaining(now)
     }
 }

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use parking_lot::Mutex;
 
 use super::RefreshReason;
+use crate::text::SharedStr;
 
 /// Refresh counters. They outlive the cache entries, so a changed secret does not reset them.
 #[derive(Default)]
-pub(super) struct RefreshCounts(Mutex<BTreeMap<Box<str>, ReasonCounts>>);
+pub(super) struct RefreshCounts(Mutex<BTreeMap<SharedStr, ReasonCounts>>);
 
-/// For each reason: successes and failures.
-type ReasonCounts = [[u64; 2]; RefreshReason::ALL.len()];
+/// For each reason: successes and failures. No agent reaches the end of 32 bits, and there can be very many agents.
+type ReasonCounts = [[u32; 2]; RefreshReason::ALL.len()];
 
 /// One counter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,13 +28,14 @@ pub struct RefreshCount {
 }
 
 impl RefreshCounts {
-    pub(super) fn increment(&self, agent: &str, reason: RefreshReason, ok: bool) {
+    pub(super) fn increment(&self, agent: &SharedStr, reason: RefreshReason, ok: bool) {
         let mut all = self.0.lock();
-        let counts = match all.get_mut(agent) {
+        let counts = match all.get_mut(agent.as_str()) {
             Some(counts) => counts,
-            None => all.entry(agent.into()).or_default(),
+            None => all.entry(agent.clone()).or_default(),
         };
-        counts[reason.index()][usize::from(!ok)] += 1;
+        let count = &mut counts[reason.index()][usize::from(!ok)];
+        *count = count.saturating_add(1);
     }
 
     /// All counters that are not 0, by agent.
@@ -46,7 +48,7 @@ impl RefreshCounts {
                 agent_name: agent.to_string(),
                 reason,
                 succeeded: ok,
-                count,
+                count: count.into(),
             });
             counters.collect::<Vec<_>>()
         };

@@ -21,15 +21,15 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::{CachedToken, FetchError, Outcome, PathKey, ReplaceOutcome, Token, TokenCache, TokenStatus};
-use crate::config::SourcedSecret;
+use crate::{config::SourcedSecret, text::SharedStr};
 
 /// Secrets that a file had before and whose passes are accepted: of more changes within the lifetime of a pass, the last.
 const MAX_FORMER_SECRETS: usize = 8;
 
 /// The secrets of one agent. See the module.
 pub struct SecretRotation {
-    agent_name: String,
-    corpid: String,
+    agent_name: SharedStr,
+    corpid: SharedStr,
     cache: Weak<TokenCache>,
     /// The entry whose token serves. It may have been taken out of `secrets`; then it serves until its token expires.
     serving: ArcSwap<CachedToken>,
@@ -65,7 +65,7 @@ impl SecretRotation {
     /// use if it is among them.
     pub(super) fn new(
         cache: &Arc<TokenCache>,
-        agent: &str,
+        agent: &SharedStr,
         secrets: Vec<(Arc<CachedToken>, Option<PathBuf>)>,
         in_use: Option<&Arc<CachedToken>>,
     ) -> Arc<Self> {
@@ -79,7 +79,7 @@ impl SecretRotation {
             .or(kept)
             .unwrap_or_default();
         let rotation = Arc::new(Self {
-            agent_name: agent.to_owned(),
+            agent_name: agent.clone(),
             corpid: secrets[preferred].entry.credentials().corpid.clone(),
             cache: Arc::downgrade(cache),
             serving: ArcSwap::new(secrets[preferred].entry.clone()),

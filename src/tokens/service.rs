@@ -12,8 +12,8 @@ use tokio::runtime::Handle;
 use super::{
     credential_id::Credentials, failure_budget::FailureBudget, fetch_error::FetchError,
     fetch_observer::FetchObserver, gettoken_calls::GettokenCalls, kinds::json_call::JsonCall,
-    refresh_budget::RefreshBudget, refresh_counts::RefreshCounts, replicas::ReplicaSync,
-    throttled::ThrottledAgents,
+    proactive::ProactiveSchedule, refresh_budget::RefreshBudget, refresh_counts::RefreshCounts,
+    replicas::ReplicaSync, throttled::ThrottledAgents,
 };
 use crate::{secret::random_fraction, store::Store, upstream::Fetched, wecom::response::GettokenResponse};
 
@@ -49,6 +49,7 @@ pub(super) struct TokenService {
     pub(super) refresh_ahead: Duration,
     pub(super) refresh_budget: RefreshBudget,
     pub(super) failure_budget: FailureBudget,
+    pub(super) proactive: Arc<ProactiveSchedule>,
     pub(super) throttled: Arc<ThrottledAgents>,
     pub(super) refresh_counts: RefreshCounts,
     pub(super) gettoken_calls: GettokenCalls,
@@ -72,6 +73,7 @@ impl TokenService {
             refresh_ahead,
             refresh_budget: RefreshBudget::new(renewals_per_hour),
             failure_budget: FailureBudget::default(),
+            proactive: Arc::default(),
             throttled: Arc::default(),
             refresh_counts: RefreshCounts::default(),
             gettoken_calls: GettokenCalls::default(),

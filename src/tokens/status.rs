@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{CachedToken, FetchError, State};
+use super::{CachedToken, FetchError, State, Token};
 use crate::text::Text;
 
 /// The last refresh and its outcome.
@@ -51,7 +51,7 @@ impl CachedToken {
     /// How long backoff or a spent budget holds refreshes back; zero if nothing does.
     pub fn next_try_in(&self) -> Duration {
         let now = Instant::now();
-        self.next_try_and_throttled(&self.state.lock(), now).0
+        self.state.read(|state| self.next_try_and_throttled(state, now).0)
     }
 
     /// The same, and whether a spent budget is a cause.
@@ -68,15 +68,18 @@ impl CachedToken {
 
     /// The last failure, if no success followed it.
     pub fn last_failure(&self) -> Option<Arc<FetchError>> {
-        self.state.lock().backoff.last_failure()
+        self.state.read(|state| state.backoff.last_failure())
     }
 
     /// The current state.
-    pub fn status(self: &Arc<Self>) -> TokenStatus {
+    pub fn status(&self) -> TokenStatus {
         let now = Instant::now();
         let token = self.current.load_full();
-        let state = self.state.lock();
-        let (next_try_in, throttled) = self.next_try_and_throttled(&state, now);
+        self.state.read(|state| self.status_of(state, token, now))
+    }
+
+    fn status_of(&self, state: &State, token: Option<Arc<Token>>, now: Instant) -> TokenStatus {
+        let (next_try_in, throttled) = self.next_try_and_throttled(state, now);
         TokenStatus {
             requested: self.requested.load(Ordering::Relaxed),
             usable: token.as_ref().is_some_and(|token| now < token.usable_until && !token.is_refused()),

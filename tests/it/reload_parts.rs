@@ -8,7 +8,7 @@ use wecom_proxy::simulator::Settings;
 
 use crate::{
     certificates::Authority,
-    harness::{OPEN_CONFIG, TestProxy, TestResponse, USER_GET, with_upstream_tls},
+    harness::{OPEN_CONFIG, TestProxy, TestResponse, USER_GET, admin_get, with_upstream_tls},
 };
 
 const HR_SECRET: &str = "not-a-secret-hr-0000000000000000000000000000";
@@ -100,4 +100,34 @@ async fn warnings_of_a_reload_are_summed_up() {
     let plain = report.warnings.iter().filter(|warning| warning.english().contains("is in plain text"));
     let plain: Vec<_> = plain.map(|warning| warning.english()).collect();
     assert!(plain.len() == 1 && plain[0].contains("and "), "{plain:?}");
+}
+
+#[tokio::test]
+async fn agent_that_is_not_read_again_keeps_its_token_and_has_its_new_line() {
+    let proxy = TestProxy::start_open().await;
+    get_as(&proxy, "hr").await.assert_ok();
+    let listed = async || admin_get(&proxy, "/api/agents").await.json()["agents"].clone();
+    let line_of = |agents: &serde_json::Value, nth: usize| {
+        let origin = agents[nth]["origin"].as_str().expect("an origin").to_owned();
+        origin.rsplit_once(':').and_then(|(_, line)| line.parse::<usize>().ok()).expect("a line")
+    };
+    let before = listed().await;
+    let path = proxy.rewrite_config(OPEN_CONFIG);
+    let text = fs::read_to_string(&path).expect("the file");
+    fs::write(&path, format!("# one\n# two\n{}", text.replace(OPS_SECRET, "another-secret")))
+        .expect("written");
+    for _ in 0..2 {
+        proxy.app.reload().expect("a reload");
+    }
+    let after = listed().await;
+    for nth in 0..2 {
+        assert_eq!(line_of(&after, nth), line_of(&before, nth) + 2, "{after}");
+    }
+    get_as(&proxy, "hr").await.assert_ok();
+    assert_eq!(gettoken_counts(&proxy), [1, 0]);
+    fs::write(&path, text.replace("[agents.ops]", "[agents.other]")).expect("written");
+    proxy.app.reload().expect("a reload");
+    let names: Vec<_> =
+        listed().await.as_array().expect("agents").iter().map(|of| of["name"].clone()).collect();
+    assert_eq!(names, ["hr", "other"]);
 }

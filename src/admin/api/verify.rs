@@ -45,10 +45,11 @@ impl Admin {
         verified: &mut Option<VerifiedToken>,
     ) -> Result<(), ApiError> {
         let (name, credentials, key) = match checked {
-            Checked::Agent(agent) => (&agent.name, directory::first_credentials(agent), "secret"),
+            Checked::Agent(agent) => (agent.name.clone(), directory::first_credentials(agent), "secret"),
             Checked::Corp(CorpConfig { name, corpid, permanent_code, origin, .. }) => {
-                let credentials = directory::corp_credentials(corpid, permanent_code.clone(), origin);
-                (name, credentials, "permanent_code")
+                let credentials =
+                    directory::corp_credentials(corpid.as_str(), permanent_code.clone(), origin);
+                (name.as_str().into(), credentials, "permanent_code")
             }
             Checked::Client(_) => return Ok(()),
         };
@@ -58,11 +59,11 @@ impl Admin {
         let token = match checked {
             Checked::Corp(corp) => {
                 let suite = self.directory.load().suite_by_name(&corp.suite).ok_or_else(ApiError::busy)?;
-                suite.named_corp_token(name, credentials, &self.token_cache)
+                suite.named_corp_token(&name, credentials, &self.token_cache)
             }
-            _ => self.token_cache.entry(name, credentials, false),
+            _ => self.token_cache.entry(name.clone(), credentials, false),
         };
-        *verified = Some(self.verify_token(name, token, key).await?);
+        *verified = Some(self.verify_token(&name, token, key).await?);
         Ok(())
     }
 
@@ -73,7 +74,7 @@ impl Admin {
         name: &str,
         credentials: Credentials,
     ) -> Result<VerifiedToken, ApiError> {
-        let token = suite.corp_token(name, credentials, &self.token_cache);
+        let token = suite.corp_token(&name.into(), credentials, &self.token_cache);
         self.verify_token(name, token, "permanent_code").await
     }
 

@@ -23,8 +23,10 @@ pub(super) fn report_text(config: &Config, report: &OnlineReport, styler: Styler
         if let Some(problem) = finding.outcome.problem() {
             let heading = styler.apply(Style::Bad, &heading(finding));
             text += shown(&format_text!("\n{heading}: {}\n", "\n{heading}：{}\n", problem));
-            text +=
-                &hint_text(config.agents.get(&finding.agent).map(|agent| config.upstream_of(agent)), problem);
+            text += &hint_text(
+                config.agents.get(finding.agent.as_str()).map(|agent| config.upstream_of(agent)),
+                problem,
+            );
         }
     }
     text += &suites_text::report_text(config, report, styler);

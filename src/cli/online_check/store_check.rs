@@ -191,7 +191,7 @@ async fn check_tokens(config: &Config, store: &Store, finding: &mut StoreFinding
                 Err(_) => return,
                 Ok(None) => {}
                 Ok(Some(true)) => finding.readable += 1,
-                Ok(Some(false)) => finding.unreadable.push(agent.name.clone()),
+                Ok(Some(false)) => finding.unreadable.push(agent.name.to_string()),
             }
         }
         finding.checked += 1;

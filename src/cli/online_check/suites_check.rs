@@ -160,7 +160,7 @@ async fn fetch(
 }
 
 async fn fetch_provider_token(provider: &ProviderConfig, upstream: &Arc<Settings>) -> Result<(), FetchError> {
-    let credentials = Credentials::new(&provider.corpid, provider.secret.clone());
+    let credentials = Credentials::new(&*provider.corpid, provider.secret.clone());
     let fetched = GettokenClient::new(upstream.clone()).call(&provider::request(&credentials)).await?;
     provider::parse(&credentials, fetched).map(drop)
 }
@@ -170,7 +170,7 @@ async fn fetch_suite_token(
     ticket: &Masked,
     upstream: &Arc<Settings>,
 ) -> Result<(), FetchError> {
-    let credentials = Credentials::new(&suite.suite_id, suite.secret.clone());
+    let credentials = Credentials::new(&*suite.suite_id, suite.secret.clone());
     let fetched = GettokenClient::new(upstream.clone()).call(&suite::request(&credentials, ticket)).await?;
     suite::parse(&credentials, ticket, fetched).map(drop)
 }

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::super::error::{Error, quote};
-use super::super::named_tables::is_valid_name;
 use super::super::reader::{ConfigTable, ConfigValue, read_all};
+use super::super::table_name::is_valid_name;
 use super::super::{files, secret, url, url::PrivateUrl};
 use crate::secret::Masked;
 use crate::text::Text;

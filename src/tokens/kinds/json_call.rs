@@ -40,7 +40,7 @@ impl JsonCall {
     /// A POST with the token of a suite.
     pub fn post_with_suite_token(suite: &CachedToken, path: &str, token: &Masked, body: &Value) -> Self {
         Self {
-            corpid: suite.credentials().corpid.clone(),
+            corpid: suite.credentials().corpid.to_string(),
             target: target_with_token(path, token),
             body: Some(Masked::new(body.to_string())),
         }
@@ -49,7 +49,7 @@ impl JsonCall {
     /// A GET with the token of a suite.
     pub fn get_with_suite_token(suite: &CachedToken, path: &str, token: &Masked) -> Self {
         Self {
-            corpid: suite.credentials().corpid.clone(),
+            corpid: suite.credentials().corpid.to_string(),
             target: target_with_token(path, token),
             body: None,
         }

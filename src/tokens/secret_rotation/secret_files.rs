@@ -59,7 +59,7 @@ impl SecretRotation {
             return false;
         }
         let credentials = Credentials { secret, ..before };
-        let entry = cache.entry(&self.agent_name, credentials, true);
+        let entry = cache.entry(self.agent_name.clone(), credentials, true);
         entry.add_rotation(self);
         let (mut state, now) = (self.state.lock(), Instant::now());
         let before = std::mem::replace(&mut state.secrets[nth].entry, entry);

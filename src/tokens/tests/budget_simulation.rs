@@ -68,7 +68,7 @@ impl SimBudget {
         let token = entry.current_or_fetch().await.expect("a token");
         token.mark_accepted_on(path());
         self.fake.revoke(name);
-        let has_budget = entry.service.refresh_budget.has_remaining(name, Instant::now());
+        let has_budget = entry.service.refresh_budget.has_remaining(&name.as_str().into(), Instant::now());
         let started_at = Instant::now();
         match entry.replace_refused(&token, path()).await {
             ReplaceOutcome::Refreshed(next) => {

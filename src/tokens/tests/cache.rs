@@ -15,7 +15,7 @@ async fn agents_with_the_same_credentials_share_one_token() {
     let cache = fake.service();
     let entry = |agent: &str, secret: &str| {
         let credentials = Credentials {
-            corpid: "ww1".to_owned(),
+            corpid: "ww1".into(),
             secret: Masked::new(secret),
             upstream: config::UpstreamId::default(),
             generation: 0,
@@ -76,7 +76,7 @@ async fn changed_secret_waits_for_no_budget_unless_it_is_known() {
     let cache = fake.service();
     let entry = |is_changed| {
         let credentials = Credentials {
-            corpid: "a".to_owned(),
+            corpid: "a".into(),
             secret: Masked::new("secret"),
             upstream: config::UpstreamId::default(),
             generation: 0,

@@ -245,7 +245,7 @@ async fn changed_secret_is_tried_at_once_and_only_once() {
     let bad = bad_agents(&fake, &service, 300).await;
     let change = |name: &str, secret: &str| {
         let credentials = Credentials {
-            corpid: name.to_owned(),
+            corpid: name.into(),
             secret: Masked::new(secret),
             upstream: config::UpstreamId::default(),
             generation: 0,

@@ -181,11 +181,12 @@ impl FakeGettoken {
         self.inner.lock()
     }
 
-    fn record_call(&self, Credentials { corpid: agent, secret, .. }: &Credentials) {
+    fn record_call(&self, Credentials { corpid, secret, .. }: &Credentials) {
+        let agent = corpid.as_str();
         let mut inner = self.inner();
         inner.secrets.push(secret.expose().to_owned());
-        inner.calls.push((Instant::now(), agent.clone()));
-        let in_flight = inner.in_flight.entry(agent.clone()).or_default();
+        inner.calls.push((Instant::now(), agent.to_owned()));
+        let in_flight = inner.in_flight.entry(agent.to_owned()).or_default();
         *in_flight += 1;
         let in_flight = *in_flight;
         inner.max_in_flight = inner.max_in_flight.max(in_flight);
@@ -194,7 +195,8 @@ impl FakeGettoken {
     fn respond(&self, credentials: &Credentials) -> Result<GettokenResponse, FetchError> {
         let mut inner = self.inner();
         let now = Instant::now();
-        let Credentials { corpid: agent, secret, .. } = credentials;
+        let Credentials { corpid, secret, .. } = credentials;
+        let agent = corpid.as_str();
         let of_secret = inner.secret_responses.get(secret.expose());
         let default = of_secret.or_else(|| inner.agent_responses.get(agent)).copied();
         let default = default.unwrap_or(inner.default_response);
@@ -213,7 +215,7 @@ impl FakeGettoken {
             _ => {
                 inner.last_serial += 1;
                 let (serial, until) = (inner.last_serial, now + inner.token_ttl);
-                inner.last_tokens.insert(agent.clone(), (serial, until));
+                inner.last_tokens.insert(agent.to_owned(), (serial, until));
                 serial
             }
         };
@@ -270,7 +272,7 @@ pub(super) fn agent_token_with_secret(
     secret: &str,
 ) -> Arc<CachedToken> {
     let credentials = Credentials {
-        corpid: name.to_owned(),
+        corpid: name.into(),
         secret: Masked::new(secret),
         upstream: config::UpstreamId::default(),
         generation: 0,

@@ -35,10 +35,10 @@ fn agent_after(cache: &Arc<TokenCache>, secrets: &[&str], before: Option<&AgentT
 
 fn agent_of(cache: &Arc<TokenCache>, secrets: Vec<SourcedSecret>, before: Option<&AgentToken>) -> AgentToken {
     let secrets = secrets.into_iter().map(|SourcedSecret { value: secret, file }| {
-        let (corpid, upstream) = ("ww1".to_owned(), UpstreamId::default());
+        let (corpid, upstream) = ("ww1".into(), UpstreamId::default());
         (Credentials { corpid, secret, upstream, generation: 0 }, file)
     });
-    AgentToken::new(cache, "a", secrets, before, before.is_some())
+    AgentToken::new(cache, &"a".into(), secrets, before, before.is_some())
 }
 
 /// A secret in a file.

@@ -186,7 +186,7 @@ impl Simulation {
     fn new_token(&mut self, name: &str, secret: usize) -> Arc<CachedToken> {
         let secret = Masked::new(format!("not-a-secret-{secret}"));
         let credentials = Credentials {
-            corpid: name.to_owned(),
+            corpid: name.into(),
             secret,
             upstream: config::UpstreamId::default(),
             generation: 0,

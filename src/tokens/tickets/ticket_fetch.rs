@@ -57,14 +57,18 @@ impl Drop for UnfinishedFetch<'_> {
 }
 
 impl CachedToken {
+    fn ticket_entry(&self, kind: TicketKind) -> &TicketEntry {
+        self.tickets.get_or_init(Box::default).entry(kind)
+    }
+
     /// The cached ticket, unless it is to be fetched.
     pub fn cached_ticket(&self, kind: TicketKind) -> Option<TicketResponse> {
-        self.tickets.entry(kind).response(Instant::now())
+        self.ticket_entry(kind).response(Instant::now())
     }
 
     /// The failure that callers without a key get instead of a fetch: WeCom limits how often a corp may fetch tickets.
     pub fn failed_ticket_fetch(&self, kind: TicketKind) -> Option<FailedTicketFetch> {
-        let state = self.tickets.entry(kind).0.lock();
+        let state = self.ticket_entry(kind).0.lock();
         state.failed.clone().filter(|failed| Instant::now() < failed.retry_at)
     }
 
@@ -75,7 +79,7 @@ impl CachedToken {
         kind: TicketKind,
         fetch: impl AsyncFnMut() -> (R, FetchOutcome),
     ) -> TicketResult<R> {
-        let entry = self.tickets.entry(kind);
+        let entry = self.ticket_entry(kind);
         let leader = loop {
             let outcome = match entry.join(Instant::now()) {
                 Joined::Cached(ticket) => return TicketResult::Ticket(ticket),
