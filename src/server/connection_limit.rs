@@ -30,8 +30,11 @@ use tokio::{
 
 use super::client_auth::ClientCertificate;
 
-/// When idle times begin; kept once, because each connection has such a time.
-static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
+/// When idle times begin; kept once, because each connection has such a time. Before each clock of a test.
+static EPOCH: LazyLock<Instant> = LazyLock::new(|| {
+    let now = Instant::now();
+    now.checked_sub(Duration::from_secs(3600)).unwrap_or(now)
+});
 
 /// Idle time below which an authorized connection is not evicted: a client that sends one request after another keeps
 /// its connection.

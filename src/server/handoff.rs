@@ -5,7 +5,7 @@
 //!
 //! | value | put by | taken by | the consumer is resumed by |
 //! |---|---|---|---|
-//! | accepted connection | `TaskPool::serve` | `serve_connection`, its task new or parked in `idle` | the waker of its task |
+//! | accepted connection | `TaskPool::serve` | `open_connection`, its task new or in `TaskPool::parked` | the waker of its task |
 //! | head of a request | `poll_read_request` | future of `new_handler`, parked in `IDLE` | the poll that follows |
 //! | connection with a request | `handler_pool::run` | the same | the poll that follows |
 //! | the same, request handled | future of `new_handler` | `handler_pool::run` | the return of that poll |

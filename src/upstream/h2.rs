@@ -172,17 +172,17 @@ async fn drive_connection(
 ) {
     let mut keep_alive = KeepAlive::new(connection.ping_pong(), PING_INTERVAL, CLOSE_TIMEOUT);
     let closed = poll_fn(|cx| {
+        if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
+            return Poll::Ready(ended);
+        }
+        activity.max.set(max_streams(&connection));
         // An idle connection is not kept alive, but a dead one ends before another request uses it.
         let is_watched = activity.has_streams() || keep_alive.awaits_pong();
         if is_watched && keep_alive.poll_gone(cx, activity.last_read_at.get()).is_ready() {
             tracing::debug!("upstream HTTP/2 connection does not reply to PING");
             return Poll::Ready(Ok(()));
         }
-        let polled = Pin::new(&mut connection).poll(cx);
-        if polled.is_pending() {
-            activity.max.set(max_streams(&connection));
-        }
-        polled
+        Poll::Pending
     });
     if let Err(error) = closed.await {
         tracing::debug!(error = describe(&error), "upstream HTTP/2 connection failed");

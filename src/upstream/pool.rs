@@ -182,7 +182,7 @@ impl Pool {
         slot
     }
 
-    /// Removes a connection from the pool. It may be dead without hyper knowing; its open streams continue.
+    /// Removes a connection from the pool. It may be dead without h2 knowing; its open streams continue.
     pub(super) fn mark_unusable(&self, connection: &h2::ConnectionId) {
         let mut connections = self.connections.borrow_mut();
         let found = connections.http2.iter().position(|(sender, _)| sender.has_id(connection));

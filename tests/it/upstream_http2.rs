@@ -65,7 +65,12 @@ impl Http2Upstream {
             match request.uri().path() {
                 "/cgi-bin/closes-once" if first => return,
                 "/cgi-bin/goaway-once" if first => connection.abrupt_shutdown(Reason::INTERNAL_ERROR),
-                _ => drop(tokio::spawn(self.clone().respond(request, respond, first))),
+                path => {
+                    if path == "/cgi-bin/goaway-amid-upload" {
+                        connection.graceful_shutdown();
+                    }
+                    drop(tokio::spawn(self.clone().respond(request, respond, first)));
+                }
             }
         }
     }
@@ -97,6 +102,13 @@ impl Http2Upstream {
                     let _ = body.flow_control().release_capacity(chunk.len());
                 }
                 self.cancelled.fetch_add(1, Ordering::Relaxed);
+            }
+            "/cgi-bin/goaway-amid-upload" => {
+                let Ok(mut stream) = respond.send_response(Response::new(()), false) else { return };
+                // Follows the GOAWAY.
+                let _ = stream.send_data("received ".into(), false);
+                let received = read_to_end(request.into_body()).await;
+                let _ = stream.send_data(received.to_string().into(), true);
             }
             "/cgi-bin/resets" => respond.send_reset(Reason::INTERNAL_ERROR),
             "/cgi-bin/hints" => {
@@ -150,6 +162,17 @@ impl Http2Upstream {
 }
 
 /// A proxy and an upstream with this SETTINGS_MAX_CONCURRENT_STREAMS.
+/// The number of bytes of a body that ends properly; 0 otherwise.
+async fn read_to_end(mut body: RecvStream) -> usize {
+    let mut received = 0;
+    while let Some(chunk) = body.data().await {
+        let Ok(chunk) = chunk else { return 0 };
+        received += chunk.len();
+        let _ = body.flow_control().release_capacity(chunk.len());
+    }
+    received
+}
+
 async fn start_proxy(streams: u32) -> (TestProxy, Arc<Http2Upstream>, TempDir) {
     let (server, dir) = http2_server_config();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
@@ -301,6 +324,24 @@ async fn stream_with_a_complete_response_ends_while_its_client_sends_nothing() {
     assert!(head.contains("\r\nconnection: close\r\n") && body == "{}", "{head}{body}");
     wait_for_work("an end", async || upstream.cancelled.load(Ordering::Relaxed) == 2).await;
     drop(connection);
+}
+
+#[tokio::test]
+async fn upload_goes_on_after_a_graceful_goaway() {
+    let (proxy, _upstream, _dir) = start_proxy(100).await;
+    proxy.get(USER_GET).await.assert_ok();
+    let socket = TcpStream::connect(proxy.address()).await.expect("a connection");
+    let (sender, connection) = h2::client::handshake(socket).await.expect("a handshake");
+    tokio::spawn(connection);
+    let mut sender = sender.ready().await.expect("a stream");
+    let uri = "http://proxy.test/hr/cgi-bin/goaway-amid-upload";
+    let request = Request::post(uri).body(()).expect("a request");
+    let (response, mut body) = sender.send_request(request, false).expect("sent");
+    body.send_data(vec![b'x'; 20_000].into(), false).expect("sent");
+    let mut response = with_timeout(response).await.expect("a response").into_body();
+    assert_eq!(with_timeout(response.data()).await.expect("a body").expect("no error"), "received ");
+    body.send_data(vec![b'x'; 20_000].into(), true).expect("sent");
+    assert_eq!(with_timeout(response.data()).await.expect("a body").expect("no error"), "40000");
 }
 
 #[tokio::test]

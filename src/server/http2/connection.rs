@@ -96,11 +96,12 @@ impl Http2Connection {
             }
             self.streams.clear_connection_flag();
             self.transport.resume_reading();
-            if self.keep_alive.poll_gone(cx, self.transport.last_read_at()).is_ready() {
-                tracing::debug!("HTTP/2 client does not reply to PING");
+            if self.poll_accept(cx).is_ready() {
                 return Poll::Ready(());
             }
-            if self.poll_accept(cx).is_ready() {
+            // After the reads, which may bring what a stopped process has not seen yet.
+            if self.keep_alive.poll_gone(cx, self.transport.last_read_at()).is_ready() {
+                tracing::debug!("HTTP/2 client does not reply to PING");
                 return Poll::Ready(());
             }
             if !self.streams.has_woken() || !has_budget_remaining() {

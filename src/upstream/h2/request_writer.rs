@@ -27,7 +27,8 @@ pub(super) struct BodyProgress {
 
 /// Writes one request body.
 pub(super) struct RequestWriter {
-    send_request: SendRequest<Bytes>,
+    /// The handle that opened the stream, until it is open: afterwards it reports GOAWAY, with which the stream goes on.
+    opening: Option<SendRequest<Bytes>>,
     stream: SendStream<Bytes>,
     reader: BodyReader,
     /// What of the body waits for the upstream's window.
@@ -54,10 +55,10 @@ impl RequestWriter {
         reader: BodyReader,
         progress: Rc<BodyProgress>,
     ) -> Self {
-        Self { send_request, stream, reader, pending: Bytes::new(), ended: false, progress }
+        Self { opening: Some(send_request), stream, reader, pending: Bytes::new(), ended: false, progress }
     }
 
-    /// Writes what can be written at once; the rest is left to a task, without which a body that is complete is sent.
+    /// Polls once, and spawns a task only if something is left.
     pub(super) async fn start(mut self) -> Option<WriterTask> {
         let polled = poll_fn(|cx| Poll::Ready(Pin::new(&mut self).poll(cx))).await;
         polled.is_pending().then(|| WriterTask(spawn_local(self)))
@@ -77,13 +78,20 @@ impl Future for RequestWriter {
     /// Ready when the whole body was handed to h2, or when the stream or the body has failed.
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let writer = &mut *self;
-        // A stream beyond the upstream's maximum opens later; a reset is noticed, too.
-        if ready!(writer.send_request.poll_ready(cx)).is_err() || writer.stream.poll_reset(cx).is_ready() {
+        // A stream beyond the upstream's maximum opens later.
+        if let Some(send_request) = &mut writer.opening {
+            if ready!(send_request.poll_ready(cx)).is_err() {
+                return Poll::Ready(());
+            }
+            writer.opening = None;
+        }
+        if writer.stream.poll_reset(cx).is_ready() {
             return Poll::Ready(());
         }
         loop {
             if writer.pending.is_empty() {
                 match ready!(writer.poll_chunk(cx)) {
+                    Ok(Some(chunk)) if chunk.is_empty() => continue,
                     Ok(Some(chunk)) => writer.pending = chunk,
                     Ok(None) => {
                         writer.ended = writer.stream.send_data(Bytes::new(), true).is_ok();
@@ -122,5 +130,42 @@ impl Drop for RequestWriter {
         if !self.ended {
             self.stream.send_reset(Reason::CANCEL);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ::h2::{client, server};
+    use http::Request;
+    use tokio::{io::duplex, task::LocalSet, time::timeout};
+
+    use super::*;
+    use crate::request_body::{BodyLimits, ReplayBody, RequestBody};
+
+    /// Such a body stands for one that was read before, as the messages whose members are counted.
+    #[tokio::test]
+    async fn empty_complete_body_ends_the_stream() {
+        let (near, far) = duplex(1024);
+        let limits = BodyLimits { max_bytes: 1, idle_timeout: std::time::Duration::from_secs(1) };
+        let body = ReplayBody::new(RequestBody::Complete(Bytes::new()), limits, None)
+            .expect("a body")
+            .expect("a body");
+        let local = LocalSet::new();
+        local.spawn_local(async move {
+            let (mut send_request, connection) = client::handshake(near).await.expect("a handshake");
+            spawn_local(connection);
+            let (_response, stream) = send_request.send_request(Request::new(()), false).expect("sent");
+            let writer =
+                RequestWriter::new(send_request, stream, body.reader().expect("a reader"), Rc::default());
+            let _task = writer.start().await;
+            std::future::pending::<()>().await;
+        });
+        let received = local.run_until(async move {
+            let mut connection = server::handshake(far).await.expect("a handshake");
+            let (mut request, _respond) = connection.accept().await.expect("a request").expect("a request");
+            spawn_local(async move { connection.accept().await.is_none() });
+            timeout(std::time::Duration::from_secs(5), request.body_mut().data()).await
+        });
+        assert!(received.await.expect("an end").is_none_or(|data| data.expect("no error").is_empty()));
     }
 }
