@@ -161,12 +161,16 @@ impl Admin {
     pub async fn run_maintenance(self: Arc<Self>, mut ended: watch::Receiver<bool>) {
         while timeout(until_next_minute(), ended.wait_for(|ended| *ended)).await.is_err() {
             let admin = self.clone();
-            let collected = blocking::run_in_background(move || {
-                admin.metrics.collect(SystemTime::now());
-                admin.prune_removed();
-            });
-            let _ = collected.await;
+            admin.collect_metrics().await;
         }
+    }
+
+    /// Collects the metrics of the workers, then drops those of removed agents and clients. Each worker waits for a moment
+    /// of the collection, so that has the ordinary priority.
+    async fn collect_metrics(self: Arc<Self>) {
+        let admin = self.clone();
+        let _ = blocking::spawn(move || admin.metrics.collect(SystemTime::now())).await;
+        let _ = blocking::run_in_background(move || self.prune_removed()).await;
     }
 
     fn prune_removed(&self) {

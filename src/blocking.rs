@@ -25,8 +25,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_BLOCKING_THREADS: usize = 64;
 /// Threads for reloads, admin pages and metrics.
 const MAX_BACKGROUND_THREADS: usize = 16;
-/// A background thread that has not begun after this would hardly end: other threads take all CPU time. What waited for a
-/// lock of it would wait as long.
+/// Work that has not begun on a background thread after this is done by an ordinary one: other threads take all CPU time.
 const START_TIMEOUT: Duration = Duration::from_millis(50);
 
 static BLOCKING_THREADS: ThreadPool = ThreadPool::new("blocking", MAX_BLOCKING_THREADS);
@@ -42,7 +41,8 @@ pub fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> on
 }
 
 /// Does work that may take long and that no request waits for, on a thread that runs only while no other one wants its
-/// CPU; on an ordinary one where that thread does not get to run. A future that is dropped does not end the work. Fails
+/// CPU; on an ordinary one where that thread does not get to run. Once begun, it may take three hundred times as long: it must
+/// hold no lock that workers, token refreshes or the state need. A future that is dropped does not end the work. Fails
 /// only if the work panics. The work must not start threads that stay: they would inherit the priority.
 pub async fn run_in_background<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,

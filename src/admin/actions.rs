@@ -139,7 +139,7 @@ impl Admin {
     /// Reloads the configuration on another thread.
     async fn reload(self: Arc<Self>) -> AdminResult {
         let admin = self.clone();
-        let reloaded = blocking::run_in_background(move || (admin.reload)()).await;
+        let reloaded = blocking::spawn(move || (admin.reload)()).await;
         Ok(match reloaded.unwrap_or_else(|_| Err(text!("reload panicked", "重新加载时程序崩溃"))) {
             Ok(ReloadReport { agents, clients, needs_restart, warnings }) => {
                 let texts = |language| warnings.iter().map(|text| text.get(language)).collect::<Vec<_>>();

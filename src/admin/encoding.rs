@@ -24,6 +24,8 @@ const TAG_BYTES: usize = 16;
 /// How a client takes its response.
 pub(super) struct AcceptedEncoding {
     is_read: bool,
+    /// Nothing may delay a health check.
+    is_health_check: bool,
     gzip: bool,
     preconditions: Option<Preconditions>,
 }
@@ -32,6 +34,7 @@ impl AcceptedEncoding {
     pub(super) fn of<B>(request: &Request<B>) -> Self {
         Self {
             is_read: matches!(*request.method(), Method::GET | Method::HEAD),
+            is_health_check: matches!(request.uri().path(), "/healthz" | "/readyz"),
             gzip: accepts_gzip(request.headers()),
             preconditions: Preconditions::from_headers(request.headers()).ok(),
         }
@@ -40,7 +43,7 @@ impl AcceptedEncoding {
     /// Tags and compresses a response to a read. One with a tag of its own stays as it is.
     pub(super) async fn encode(self, response: Response<AdminBody>) -> Response<AdminBody> {
         let is_tagged = response.headers().contains_key(header::ETAG);
-        if !self.is_read || response.status() != StatusCode::OK || is_tagged {
+        if !self.is_read || self.is_health_check || response.status() != StatusCode::OK || is_tagged {
             return response;
         }
         let (mut head, body) = response.into_parts();

@@ -1,6 +1,6 @@
 //! `/metrics`: all metrics in the Prometheus text format.
 
-use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use http::Response;
@@ -28,10 +28,9 @@ const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 impl Admin {
     /// All metrics; the series of agents as pages.
     pub(super) async fn scrape(self: Arc<Self>) -> Response<AdminBody> {
+        self.clone().collect_metrics().await;
         let admin = self.clone();
         let first = blocking::run_in_background(move || {
-            admin.metrics.collect(SystemTime::now());
-            admin.prune_removed();
             let mut text = TextEncoder::default();
             admin.write_proxy_metrics(&mut text);
             admin.write_token_metrics(&mut text);

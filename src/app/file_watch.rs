@@ -64,20 +64,20 @@ pub(super) fn start(reloader: &Arc<Reloader>, interval: Option<Duration>, stoppi
 async fn watch_files(reloader: Arc<Reloader>, interval: Duration, mut stopping: watch::Receiver<bool>) {
     let mut file_watch = FileWatch::default();
     loop {
-        let reloader = reloader.clone();
+        let last_load = reloader.last_load();
         let looked = blocking::run_in_background(move || {
-            if file_watch.look(&reloader.last_load()) {
-                // The reloader logs the result.
-                let _ = reloader.reload();
-            }
-            file_watch
+            let has_changed = file_watch.look(&last_load);
+            (file_watch, has_changed)
         });
-        match looked.await {
-            Ok(next) => file_watch = next,
-            Err(_) => {
-                tracing::error!("file watch panicked, starting it anew");
-                file_watch = FileWatch::default();
-            }
+        let has_changed;
+        (file_watch, has_changed) = looked.await.unwrap_or_else(|_| {
+            tracing::error!("file watch panicked, starting it anew");
+            Default::default()
+        });
+        if has_changed {
+            let reloader = reloader.clone();
+            // The reloader logs the result.
+            let _ = blocking::spawn(move || drop(reloader.reload())).await;
         }
         tokio::select! {
             () = sleep(interval) => {}

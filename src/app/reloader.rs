@@ -369,13 +369,16 @@ fn config_error(loaded: &Config, key: &str, message: Text) -> config::Error {
 }
 
 /// Loads the file on a temporary thread, or in place if none can be had. Parsing takes far more memory than its result,
-/// and the allocator returns a thread's memory to the system only when none of it is in use.
+/// and the allocator returns a thread's memory to the system only when none of it is in use. It has the lowest priority:
+/// no request waits for it. What follows a load has not, because it holds locks that the state needs.
 fn load_on_own_thread(path: &Path, known: &AgentTexts) -> (Result<Config, config::Error>, LoadedFiles) {
-    thread::scope(|scope| {
-        match thread::Builder::new().spawn_scoped(scope, || config::load_recording(path, known)) {
-            Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            Err(_) => config::load_recording(path, known),
-        }
+    let load = || {
+        blocking::lower_priority();
+        config::load_recording(path, known)
+    };
+    thread::scope(|scope| match thread::Builder::new().spawn_scoped(scope, load) {
+        Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        Err(_) => config::load_recording(path, known),
     })
 }
 

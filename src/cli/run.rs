@@ -1,10 +1,12 @@
 //! Runs a proxy and handles its signals.
 
+use std::sync::Arc;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{CliError, FORCED_EXIT_TIMEOUT};
 use crate::{
-    app::App,
+    app::{App, Reloader},
     blocking,
     config::Address,
     telemetry::{access_log::FLUSH_TIMEOUT, logs::LogHandle},
@@ -38,7 +40,8 @@ pub(super) async fn run_until_signal(
             () = wait_for_stop_signal(&mut terminate, &mut interrupt) => break,
             _ = hangup.recv() => {
                 app.access_log().reopen_file();
-                reload(&app).await;
+                // Not awaited: a stop signal must not wait for it.
+                tokio::spawn(reload(app.reloader()));
             }
             _ = reopen.recv() => app.access_log().reopen_file(),
         }
@@ -61,10 +64,9 @@ pub(super) async fn run_until_signal(
 }
 
 /// Reloads the configuration on another thread, because it blocks and token refreshes run on this one.
-async fn reload(app: &App) {
-    let reloader = app.reloader();
+async fn reload(reloader: Arc<Reloader>) {
     // The reloader logs the result.
-    if blocking::run_in_background(move || drop(reloader.reload())).await.is_err() {
+    if blocking::spawn(move || drop(reloader.reload())).await.is_err() {
         tracing::error!("reload panicked");
     }
 }

@@ -104,12 +104,12 @@ pub(super) fn param_values(query: &str) -> impl Iterator<Item = Zeroizing<String
     values.map(|value| Zeroizing::new(decoded(value).trim().to_owned()))
 }
 
-/// The decoded value of a parameter; `None` if it is missing or empty. `+` is not decoded: keys and secrets contain no
+/// The decoded value of a parameter; `None` if it is missing, empty or not UTF-8. `+` is not decoded: keys and secrets contain no
 /// spaces, and many programs send `+` unencoded.
 pub(super) fn param_value(query: &str, name: &str) -> Option<Zeroizing<String>> {
     let mut values =
         parameters(query).filter(|parameter| is_named(parameter, name)).filter_map(name_and_value);
-    let value = decoded(values.next()?.1).into_owned();
+    let value = percent_decode_str(values.next()?.1).decode_utf8().ok()?.into_owned();
     Some(Zeroizing::new(value)).filter(|value| !value.is_empty())
 }
 

@@ -90,11 +90,9 @@ impl Metrics {
         let workers = self.workers.lock().clone();
         let mut registry = self.registry.lock();
         for worker in workers {
-            let collected = {
-                let mut metrics = worker.lock();
-                let empty = metrics.empty_with_same_capacity();
-                mem::replace(&mut *metrics, empty)
-            };
+            // Made before, because the worker waits for this lock.
+            let empty = WorkerMetrics::with_capacity(worker.lock().pair_count());
+            let collected = mem::replace(&mut *worker.lock(), empty);
             registry.merge(collected);
         }
         registry.rotate(now);

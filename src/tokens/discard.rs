@@ -42,7 +42,7 @@ impl CachedToken {
         self.service.runtime.spawn(async move {
             for name in names {
                 for earlier in 0..MAX_ATTEMPTS {
-                    if store.forget(&name).await.is_ok() {
+                    if store.forget(&name).await.is_ok() || earlier + 1 == MAX_ATTEMPTS {
                         break;
                     }
                     sleep(BACKOFF_RANGE.jittered(earlier, random_fraction())).await;

@@ -140,8 +140,16 @@ impl RefreshBudget {
     /// Drops the budgets of all agents but these; a budget that is not full is kept, because dropping it would
     /// refill it.
     pub(super) fn retain(&self, agents: impl Fn(&str) -> bool) {
+        // Looked up without the lock, for which refreshes wait.
+        let mut gone: Vec<_> = self.state.lock().refusal_budgets.keys().cloned().collect();
+        gone.retain(|agent| !agents(agent));
         let now = Instant::now();
-        self.state.lock().refusal_budgets.retain(|agent, budget| agents(agent) || !budget.is_full(now));
+        let budgets = &mut self.state.lock().refusal_budgets;
+        for agent in &gone {
+            if budgets.get_mut(agent).is_some_and(|budget| budget.is_full(now)) {
+                budgets.remove(agent);
+            }
+        }
     }
 }
 

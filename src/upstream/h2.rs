@@ -257,10 +257,10 @@ async fn wait_for_response(
     let activity = guard.activity();
     let reads_before = activity.reads.get();
     loop {
-        let chunks_before = progress.chunks.get();
+        let pieces_before = progress.pieces.get();
         match tokio::time::timeout(response_timeout, &mut *response).await {
             Ok(response) => return response.map_err(|error| classify_error(&error, progress.error.get())),
-            Err(_) if progress.awaits_client.get() || progress.chunks.get() != chunks_before => {}
+            Err(_) if progress.awaits_client.get() || progress.pieces.get() != pieces_before => {}
             Err(_) => {
                 if activity.reads.get() == reads_before {
                     activity.dead.set(true);

@@ -107,8 +107,9 @@ pub fn read_pem(path: &Path) -> Result<Zeroizing<String>, Text> {
 
 /// The certificates of a PEM file, one at least. The error does not name the file.
 pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Text> {
-    let text = read_pem(path)?;
-    let certificates = CertificateDer::pem_slice_iter(text.as_bytes()).collect::<Result<Vec<_>, _>>();
+    // Not text: comments between the certificates may have any encoding.
+    let bytes = fs::read(path).map_err(|error| format_text!("cannot read: {}", "无法读取：{}", error))?;
+    let certificates = CertificateDer::pem_slice_iter(&bytes).collect::<Result<Vec<_>, _>>();
     let certificates = certificates.map_err(|error| format_text!("{error}", "不是有效的 PEM：{error}"))?;
     match certificates.is_empty() {
         true => Err(text!(

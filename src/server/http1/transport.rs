@@ -226,7 +226,10 @@ impl TransportState {
             release(std::mem::take(&mut self.read_buf));
         } else if used <= MAX_COPIED_BYTES && capacity > 2 * MAX_COPIED_BYTES {
             let copy = BytesMut::from(&self.read_buf[..]);
-            release(std::mem::replace(&mut self.read_buf, copy));
+            let mut copied = std::mem::replace(&mut self.read_buf, copy);
+            // It may be the head of the next request, with a key.
+            wipe(&mut copied);
+            release(copied);
         }
     }
 

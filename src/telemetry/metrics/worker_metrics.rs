@@ -27,9 +27,13 @@ pub(super) struct WorkerMetrics {
 }
 
 impl WorkerMetrics {
-    /// Empty metrics with capacity for as many pairs as these.
-    pub(super) fn empty_with_same_capacity(&self) -> Self {
-        let capacity = self.pairs.len().min(MAX_PREALLOCATED_PAIRS);
+    pub(super) fn pair_count(&self) -> usize {
+        self.pairs.len()
+    }
+
+    /// Empty metrics with capacity for this many pairs, within a bound.
+    pub(super) fn with_capacity(pairs: usize) -> Self {
+        let capacity = pairs.min(MAX_PREALLOCATED_PAIRS);
         Self {
             index: HashMap::with_capacity_and_hasher(capacity, RandomState::default()),
             last_pair: None,

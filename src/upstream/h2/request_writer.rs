@@ -1,4 +1,4 @@
-//! Writes a request body to its stream. h2 gets no more of it than the upstream's windows allow: the rest waits in the
+//! Writes a request body to its stream, piece by piece: while the upstream's windows are closed, the rest waits in the
 //! replay buffer or at the client.
 
 use std::{
@@ -15,11 +15,15 @@ use tokio::task::{JoinHandle, spawn_local};
 
 use crate::request_body::{BodyReader, RequestBodyError};
 
+/// Largest piece that h2 gets once the window allows any of it. h2 frames a piece as the windows open; pieces of what is
+/// open just now would be frames of some bytes where many streams share a small window.
+const MAX_PIECE_BYTES: usize = 64 * 1024;
+
 /// Progress of a request body, read by the task that waits for the response.
 #[derive(Default)]
 pub(super) struct BodyProgress {
-    /// Chunks handed to h2.
-    pub(super) chunks: Cell<u64>,
+    /// Pieces handed to h2.
+    pub(super) pieces: Cell<u64>,
     pub(super) awaits_client: Cell<bool>,
     /// Why the body could not be read to its end.
     pub(super) error: Cell<Option<RequestBodyError>>,
@@ -102,20 +106,19 @@ impl Future for RequestWriter {
                         return Poll::Ready(());
                     }
                 }
-                // Only for a chunk at hand: capacity reserved for a slow client would be taken from other streams.
-                writer.stream.reserve_capacity(writer.pending.len());
             }
-            let capacity = writer.stream.capacity();
-            if capacity == 0 {
+            // Only for bytes at hand: capacity reserved for a slow client would be taken from other streams.
+            writer.stream.reserve_capacity(1);
+            if writer.stream.capacity() == 0 {
                 match ready!(writer.stream.poll_capacity(cx)) {
                     Some(Ok(_)) => continue,
                     _ => return Poll::Ready(()),
                 }
             }
-            let chunk = writer.pending.split_to(capacity.min(writer.pending.len()));
+            let piece = writer.pending.split_to(MAX_PIECE_BYTES.min(writer.pending.len()));
             let is_last = writer.pending.is_empty() && writer.reader.is_ended();
-            let sent = writer.stream.send_data(chunk, is_last);
-            writer.progress.chunks.update(|chunks| chunks + 1);
+            let sent = writer.stream.send_data(piece, is_last);
+            writer.progress.pieces.update(|pieces| pieces + 1);
             if sent.is_err() || is_last {
                 writer.ended = sent.is_ok();
                 return Poll::Ready(());
