@@ -30,6 +30,9 @@ const MAX_READ_AHEAD_BYTES: usize = buffer_pool::BUFFER_BYTES;
 const MAX_COPIED_BYTES: usize = buffer_pool::BUFFER_BYTES / 4;
 /// Size of the reads of a large body.
 const LARGE_READ_BYTES: usize = buffer_pool::LARGE_BUFFER_BYTES;
+/// A body that has brought less than this since it last waited is slow: its buffer is released while it waits. A fast one
+/// keeps it, because a large buffer whose bytes are still in use would be allocated again for each read.
+const SLOW_BODY_BYTES: u32 = 64 * 1024;
 /// Interim response to `Expect: 100-continue` (RFC 9110 §15.2.1).
 const CONTINUE_RESPONSE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -50,6 +53,8 @@ pub(super) struct TransportState {
     /// nothing of it.
     request_seq: u64,
     next_read_bytes: usize,
+    /// Bytes of the body since its reader last waited.
+    received_since_wait: u32,
     read_waker: RegisteredWaker,
     /// Waker of the connection's task, called when the body has ended: from then on that task reads, and so notices a
     /// disconnect.
@@ -74,6 +79,7 @@ impl Transport {
             continue_pending: false,
             request_seq: 0,
             next_read_bytes: buffer_pool::BUFFER_BYTES,
+            received_since_wait: 0,
             read_waker: RegisteredWaker::default(),
             body_end_waker: None,
             body_not_polled: false,
@@ -273,12 +279,16 @@ impl TransportState {
                 return Poll::Ready(Err(BodySourceError::Aborted));
             }
             let Poll::Ready(filled) = self.poll_read_buf(cx) else {
-                self.release_spare_capacity();
+                if std::mem::take(&mut self.received_since_wait) < SLOW_BODY_BYTES {
+                    self.release_spare_capacity();
+                }
                 if !self.body_waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                     self.body_waker = Some(cx.waker().clone());
                 }
                 return Poll::Pending;
             };
+            let received = *filled.as_ref().unwrap_or(&0);
+            self.received_since_wait = self.received_since_wait.saturating_add(received as u32);
             match filled {
                 Ok(0) | Err(_) => return Poll::Ready(Err(BodySourceError::Aborted)),
                 Ok(read) if read >= self.next_read_bytes => self.next_read_bytes = LARGE_READ_BYTES,

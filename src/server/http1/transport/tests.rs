@@ -58,3 +58,22 @@ async fn waiting_body_reader_holds_no_buffer() {
         assert_eq!(transport.state().read_buf.capacity(), 0, "after {part} bytes");
     }
 }
+
+#[tokio::test]
+async fn waiting_reader_of_a_fast_body_keeps_its_buffer() {
+    let (mut client, server) = UnixStream::pair().expect("a pair");
+    let transport = Transport::new(Stream::Unix(server));
+    transport.state().framing = Framing::Length(1 << 20);
+    let mut body = transport.incoming_body(Some(1 << 20));
+    let sent = SLOW_BODY_BYTES as usize + buffer_pool::BUFFER_BYTES;
+    client.write_all(&vec![b'x'; sent]).await.expect("write accepted");
+    let (mut received, mut chunks) = (0, Vec::new());
+    while received < sent {
+        let chunk = next_chunk(&mut body).await.expect("a chunk").expect("no end");
+        received += chunk.len();
+        // The upstream has not taken them yet.
+        chunks.push(chunk);
+    }
+    assert!(body.poll_chunk(&mut Context::from_waker(Waker::noop())).is_pending());
+    assert!(transport.state().read_buf.capacity() > 0);
+}
