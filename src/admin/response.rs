@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     future::Future,
+    panic::resume_unwind,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -80,7 +81,9 @@ impl BackgroundPages {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if let Some(mut pages) = self.pages.take() {
             let next = blocking::run_in_background(move || pages.next().map(|page| (pages, page)));
-            self.next = Some(Box::pin(async move { next.await.ok().flatten() }));
+            // After a panic the connection breaks: a response that ends properly would pass for a complete one.
+            let broken = |_| resume_unwind(Box::new("a page was not made"));
+            self.next = Some(Box::pin(async move { next.await.unwrap_or_else(broken) }));
         }
         let Some(next) = &mut self.next else { return Poll::Ready(None) };
         let generated = ready!(next.as_mut().poll(cx));

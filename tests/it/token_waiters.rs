@@ -104,8 +104,8 @@ async fn ticket_waits_beyond_the_limit_fail_at_once() {
 #[tokio::test]
 #[cfg(target_os = "linux")]
 async fn waiting_request_uses_less_than_four_kib() {
-    // Futures of an unoptimized build are larger: up to 4,830 bytes, where the program itself takes 3,300.
-    const BOUND: u64 = if cfg!(debug_assertions) { 5120 } else { 4096 };
+    // Futures of an unoptimized build are larger: 4,650 bytes beyond an idle connection, which takes 280 less than it did.
+    const BOUND: u64 = if cfg!(debug_assertions) { 4608 + 280 } else { 4096 };
     assert_least_of_three(BOUND, bytes_per_waiting_request).await;
 }
 
