@@ -171,7 +171,7 @@ impl UpstreamBody {
         }
     }
 
-    /// Continues to send the request body. Over HTTP/2 hyper's connection task does that.
+    /// Continues to send the request body. Over HTTP/2 a task of its own does that.
     pub fn drive_request_body(&mut self, cx: &mut Context<'_>) {
         if let UpstreamBodyKind::Http1(exchange) = &mut self.0 {
             exchange.drive_request_body(cx);
@@ -241,6 +241,10 @@ impl Upstream {
         replay_body: Option<&ReplayBody>,
         deadline: &mut Deadline,
     ) -> Result<UpstreamResponse, UpstreamError> {
+        debug_assert!(
+            deadline.at().is_none(),
+            "a deadline that runs would end the wait for the response early"
+        );
         let mut attempt = 1;
         loop {
             let mut nth = self.preferred_route(request);
@@ -268,7 +272,7 @@ impl Upstream {
                 Checkout::Http1(connection) => {
                     h1::send(connection, &route.pool, request, reader, now, deadline).await
                 }
-                Checkout::Http2(slot) => Box::pin(slot.send(&self.settings, request, reader)).await,
+                Checkout::Http2(slot) => Box::pin(slot.send(&self.settings, request, reader, deadline)).await,
             };
             let error = match result {
                 Ok(response) => return Ok(response),

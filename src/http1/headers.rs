@@ -11,7 +11,7 @@ mod header_kind;
 use std::rc::Rc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use http::{HeaderMap, HeaderName};
+use http::HeaderName;
 
 use self::{content_length::ContentLength, credentials::HeaderCredentials, header_cache::EncodedHeaders};
 pub use self::{header_block::HeaderBlock, header_cache::HeaderCache, header_kind::HeaderKind};
@@ -152,30 +152,15 @@ impl ParsedHeaders {
 impl Headers {
     /// Headers from the proxy itself.
     pub fn from_pairs(pairs: &[(&str, &str)]) -> Self {
-        let length = pairs.iter().map(|(name, value)| name.len() + value.len()).sum();
-        Self::copy_from(length, pairs.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())))
-    }
-
-    /// The headers of a message that was received over HTTP/2.
-    pub fn from_map(map: &HeaderMap) -> Self {
-        let length = map.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
-        Self::copy_from(
-            length,
-            map.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes().trim_ascii())),
-        )
-    }
-
-    /// Copies headers into a text of at most `length` bytes.
-    fn copy_from<'a>(length: usize, lines: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Self {
         // Allocated at full length: memory that it outgrew would not be wiped.
-        let mut text = Vec::with_capacity(length);
-        let mut append = |part: &[u8]| {
+        let mut text = Vec::with_capacity(pairs.iter().map(|(name, value)| name.len() + value.len()).sum());
+        let mut append = |part: &str| {
             let start = text.len() as u32;
-            text.put_slice(part);
+            text.put_slice(part.as_bytes());
             TextRange { start, end: text.len() as u32 }
         };
-        let lines = lines.map(|(name, value)| HeaderLine {
-            kind: HeaderKind::from_name(name),
+        let lines = pairs.iter().map(|(name, value)| HeaderLine {
+            kind: HeaderKind::from_name(name.as_bytes()),
             listed_in_connection: false,
             name: append(name),
             value: append(value),

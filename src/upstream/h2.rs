@@ -7,11 +7,12 @@ mod response_body;
 
 use std::{
     future::{Future, poll_fn},
+    mem,
     net::SocketAddr,
     pin::Pin,
     rc::Rc,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -34,14 +35,11 @@ use super::{
     open_connection::OpenConnection,
 };
 use crate::{
-    http1::{
-        framing::response_content_length,
-        headers::{Headers, has_quotation_mark},
-        io::Stream,
-    },
+    http1::{framing::response_content_length, headers::has_quotation_mark, io::Stream},
     http2::KeepAlive,
     request_body::BodyReader,
     text,
+    time::deadline::Deadline,
 };
 
 /// Stream window: maximum bytes of a response received before they are read.
@@ -210,18 +208,29 @@ impl StreamSlot {
         settings: &Arc<Settings>,
         request: &UpstreamRequest<'_>,
         reader: Option<BodyReader>,
+        deadline: &mut Deadline,
     ) -> Result<super::UpstreamResponse, UpstreamError> {
         let Self { mut send_request, guard } = self;
         let head = build_request(settings, request)?;
         poll_fn(|cx| send_request.poll_ready(cx)).await.map_err(|error| not_sent(&error))?;
         let (mut response, stream) =
             send_request.send_request(head, reader.is_none()).map_err(|error| not_sent(&error))?;
-        let progress = Rc::new(BodyProgress::default());
-        let writer_task = match reader {
-            Some(reader) => RequestWriter::new(send_request, stream, reader, progress.clone()).start().await,
-            None => None,
+        let (progress, writer_task) = match reader {
+            Some(reader) => {
+                let progress = Rc::new(BodyProgress::default());
+                let writer = RequestWriter::new(send_request, stream, reader, progress.clone());
+                (Some(progress), writer.start().await)
+            }
+            None => (None, None),
         };
-        let response = wait_for_response(&mut response, settings.response_timeout, &guard, &progress).await?;
+        let response = wait_for_response(
+            &mut response,
+            settings.response_timeout,
+            &guard,
+            progress.as_deref(),
+            deadline,
+        )
+        .await?;
         let received_at = Instant::now();
         let (parts, stream) = response.into_parts();
         if parts.headers.keys().any(has_quotation_mark) {
@@ -232,7 +241,7 @@ impl StreamSlot {
                 delivery: Delivery::MaybeSent,
             });
         }
-        let headers = Headers::from_map(&parts.headers);
+        let headers = guard.activity().header_cache.borrow_mut().get_or_insert_map(&parts.headers);
         let content_length = response_content_length(&headers).map_err(|error| UpstreamError {
             kind: UpstreamErrorKind::Framing(error),
             delivery: Delivery::MaybeSent,
@@ -252,26 +261,41 @@ async fn wait_for_response(
     response: &mut ResponseFuture,
     response_timeout: Duration,
     guard: &OpenStreamGuard,
-    progress: &BodyProgress,
+    progress: Option<&BodyProgress>,
+    deadline: &mut Deadline,
 ) -> Result<http::Response<RecvStream>, UpstreamError> {
     let activity = guard.activity();
     let reads_before = activity.reads.get();
-    loop {
-        let pieces_before = progress.pieces.get();
-        match tokio::time::timeout(response_timeout, &mut *response).await {
-            Ok(response) => return response.map_err(|error| classify_error(&error, progress.error.get())),
-            Err(_) if progress.awaits_client.get() || progress.pieces.get() != pieces_before => {}
-            Err(_) => {
-                if activity.reads.get() == reads_before {
-                    activity.dead.set(true);
-                }
-                return Err(UpstreamError {
-                    kind: UpstreamErrorKind::ResponseTimeout,
-                    delivery: Delivery::MaybeSent,
-                });
+    let mut pieces_before = progress.map(|progress| progress.pieces.get());
+    // Taken: a wait that is dropped must not leave it running.
+    let mut running = mem::take(deadline);
+    let waited = poll_fn(|cx| {
+        loop {
+            if let Poll::Ready(response) = Pin::new(&mut *response).poll(cx) {
+                return Poll::Ready(Some(response));
             }
+            ready!(running.poll_stalled(cx, response_timeout));
+            let pieces = progress.map(|progress| progress.pieces.get());
+            let is_late =
+                pieces == pieces_before && !progress.is_some_and(|progress| progress.awaits_client.get());
+            if is_late {
+                return Poll::Ready(None);
+            }
+            pieces_before = pieces;
+            running.clear();
         }
+    });
+    let response = waited.await;
+    running.clear();
+    *deadline = running;
+    if let Some(response) = response {
+        let body_error = progress.and_then(|progress| progress.error.get());
+        return response.map_err(|error| classify_error(&error, body_error));
     }
+    if activity.reads.get() == reads_before {
+        activity.dead.set(true);
+    }
+    Err(UpstreamError { kind: UpstreamErrorKind::ResponseTimeout, delivery: Delivery::MaybeSent })
 }
 
 fn build_request(settings: &Settings, request: &UpstreamRequest<'_>) -> Result<Request<()>, UpstreamError> {

@@ -51,7 +51,7 @@ impl Route {
     /// An idle connection, or a stream of a shared one.
     pub(super) fn pooled(&self, request: &UpstreamRequest<'_>) -> Option<Checkout> {
         if self.speaks_http2.get()
-            && let Some(slot) = self.pool.http2_slot()
+            && let Some(slot) = self.pool.http2_slot(request.now)
         {
             return Some(Checkout::Http2(slot));
         }
@@ -68,7 +68,7 @@ impl Route {
         // failure.
         let arrived_at = Instant::now();
         let mut last_failure = self.dial_lock.lock().await;
-        if let Some(slot) = self.pool.http2_slot() {
+        if let Some(slot) = self.pool.http2_slot(Instant::now()) {
             return Ok((Checkout::Http2(slot), true));
         }
         let overflow = || self.overflow().filter(|_| may_overflow);

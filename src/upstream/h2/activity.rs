@@ -1,7 +1,7 @@
 //! What is known of a shared connection: its streams, its age, and whether the upstream is silent on it.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     io,
     net::SocketAddr,
     pin::Pin,
@@ -15,7 +15,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::http1::io::Stream;
+use crate::http1::{headers::HeaderCache, io::Stream};
 
 /// No new stream begins on a connection with open streams on which the upstream has been silent for this time: another
 /// connection costs less than a request on a dead one.
@@ -47,6 +47,8 @@ pub(super) struct ConnectionActivity {
     last_change: Cell<(u64, Instant)>,
     /// Whether a stream timed out on it without any byte from the upstream.
     pub(super) dead: Cell<bool>,
+    /// The headers of its responses.
+    pub(super) header_cache: RefCell<HeaderCache>,
 }
 
 impl ConnectionActivity {
@@ -62,6 +64,7 @@ impl ConnectionActivity {
             last_read_at: Cell::new(dialed_at),
             last_change: Cell::new((0, dialed_at)),
             dead: Cell::new(false),
+            header_cache: RefCell::default(),
         })
     }
 
