@@ -57,6 +57,9 @@ use crate::{
     time::deadline::Deadline,
 };
 
+/// The last attempt of a request, on a connection of its own, of which it is the first request.
+const LAST_ATTEMPT: u32 = 3;
+
 /// A request to the upstream. No `Debug`: the target contains a token.
 pub struct UpstreamRequest<'a> {
     /// Method as the client sent it.
@@ -230,7 +233,8 @@ impl Upstream {
     /// Resends once, and only where that is safe: a pooled connection closed before the first byte of the response and
     /// the method is idempotent or nothing was sent, or the upstream reported that it did not process the request. A
     /// refused stream may begin again on the same connection (RFC 9113 §8.7): another one would only add to the load.
-    /// Once more where HTTP/1.1 is required.
+    /// Once more where HTTP/1.1 is required, and where the next HTTP/2 connection did not process it either: an upstream may
+    /// end each in order after some requests (nginx: `keepalive_requests`), and those beyond share the next one.
     ///
     /// `deadline` is the caller's and must not be running; reusing it saves a timer per response.
     ///
@@ -266,6 +270,7 @@ impl Upstream {
                 }
             };
             let connection_id = checkout.connection_id();
+            let is_http2 = connection_id.is_some();
             let now = is_reused.then_some(request.now);
             request.set_maybe_sent(true);
             let result = match checkout {
@@ -293,8 +298,9 @@ impl Upstream {
             let is_stale = closed && is_reused || requires_http1 || matches!(error.kind, RefusedStream);
             let is_safe = error.delivery == Delivery::NotSent || request.method.is_idempotent();
             let is_replayable = replay_body.is_none_or(ReplayBody::is_replayable);
-            // One more, because HTTP_1_1_REQUIRED may come after a stale connection, and nothing was processed.
-            let max_attempts = if requires_http1 { 3 } else { 2 };
+            // HTTP_1_1_REQUIRED may come after a stale connection, and nothing was processed.
+            let is_unprocessed = requires_http1 || closed && is_http2 && error.delivery == Delivery::NotSent;
+            let max_attempts = if is_unprocessed { LAST_ATTEMPT } else { 2 };
             if attempt >= max_attempts || !(is_stale && is_safe && is_replayable) {
                 return Err(error);
             }
@@ -323,7 +329,7 @@ impl Upstream {
         loop {
             tried = tried.with(*nth);
             let next = proxies.choose(request.corpid, tried);
-            let error = match self.routes[*nth].connect(next.is_none()).await {
+            let error = match self.routes[*nth].connect(next.is_none(), attempt == LAST_ATTEMPT).await {
                 Ok((checkout, is_reused)) => {
                     if !is_reused {
                         proxies.mark_up(*nth);

@@ -59,9 +59,13 @@ impl Route {
     }
 
     /// Returns a connection when none is pooled, and whether it has carried other requests already. `may_overflow`: if
-    /// none can be opened, the request may share one that is full.
-    pub(super) async fn connect(&self, may_overflow: bool) -> Result<(Checkout, bool), UpstreamError> {
-        if !self.speaks_http2.get() {
+    /// none can be opened, the request may share one that is full. `is_first`: it has to be the first on its connection.
+    pub(super) async fn connect(
+        &self,
+        may_overflow: bool,
+        is_first: bool,
+    ) -> Result<(Checkout, bool), UpstreamError> {
+        if is_first || !self.speaks_http2.get() {
             return Ok((self.dial().await?, false));
         }
         // One HTTP/2 connection serves many requests: those that arrive during the dial wait for it and share its

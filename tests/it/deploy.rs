@@ -40,7 +40,7 @@ fn replace_all(text: &str, changes: &[(&str, &str)]) -> String {
 }
 
 /// A command for an installed program; `version_flag` tests that the program starts.
-fn program_command(name: &str, version_flag: &str) -> Command {
+pub fn program_command(name: &str, version_flag: &str) -> Command {
     // On Debian, servers are in /usr/sbin, which only root's PATH contains.
     let paths = [name.to_owned(), format!("/usr/sbin/{name}")];
     let found = paths.into_iter().find(|path| Command::new(path).arg(version_flag).output().is_ok());

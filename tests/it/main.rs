@@ -100,6 +100,7 @@ mod tracing_gettoken;
 mod trouble;
 mod upstream_http11_required;
 mod upstream_http2;
+mod upstream_nginx;
 mod upstream_tls;
 mod upstreams;
 mod words;

@@ -161,7 +161,6 @@ impl Http2Upstream {
     }
 }
 
-/// A proxy and an upstream with this SETTINGS_MAX_CONCURRENT_STREAMS.
 /// The number of bytes of a body that ends properly; 0 otherwise.
 async fn read_to_end(mut body: RecvStream) -> usize {
     let mut received = 0;
@@ -173,6 +172,7 @@ async fn read_to_end(mut body: RecvStream) -> usize {
     received
 }
 
+/// A proxy and an upstream with this SETTINGS_MAX_CONCURRENT_STREAMS.
 async fn start_proxy(streams: u32) -> (TestProxy, Arc<Http2Upstream>, TempDir) {
     let (server, dir) = http2_server_config();
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
