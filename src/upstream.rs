@@ -245,10 +245,7 @@ impl Upstream {
         replay_body: Option<&ReplayBody>,
         deadline: &mut Deadline,
     ) -> Result<UpstreamResponse, UpstreamError> {
-        debug_assert!(
-            deadline.at().is_none(),
-            "a deadline that runs would end the wait for the response early"
-        );
+        debug_assert!(deadline.at().is_none(), "the wait for the response would end early");
         let mut attempt = 1;
         loop {
             let mut nth = self.preferred_route(request);
@@ -296,12 +293,14 @@ impl Upstream {
                 }
             }
             let is_stale = closed && is_reused || requires_http1 || matches!(error.kind, RefusedStream);
-            let is_safe = error.delivery == Delivery::NotSent || request.method.is_idempotent();
+            let not_sent = error.delivery == Delivery::NotSent;
             let is_replayable = replay_body.is_none_or(ReplayBody::is_replayable);
             // HTTP_1_1_REQUIRED may come after a stale connection, and nothing was processed.
-            let is_unprocessed = requires_http1 || closed && is_http2 && error.delivery == Delivery::NotSent;
-            let max_attempts = if is_unprocessed { LAST_ATTEMPT } else { 2 };
-            if attempt >= max_attempts || !(is_stale && is_safe && is_replayable) {
+            let has_another = requires_http1 || closed && is_http2 && not_sent;
+            let max_attempts = if has_another { LAST_ATTEMPT } else { 2 };
+            if attempt >= max_attempts
+                || !(is_stale && is_replayable && (not_sent || request.method.is_idempotent()))
+            {
                 return Err(error);
             }
             attempt += 1;
