@@ -2,7 +2,6 @@
 //!
 //! [`Proxy::handle`] maps every outcome to a response; `Proxy::handle_inner` contains the steps.
 
-mod attempt_placement;
 mod auth_cache;
 mod authenticate;
 mod authorize;
@@ -52,14 +51,6 @@ use std::{future::poll_fn, rc::Rc, sync::Arc};
 use arc_swap::ArcSwap;
 use http::{Method, StatusCode};
 
-pub use self::{
-    attempt_placement::{AttemptPlacement, Boxed, Inline},
-    request::Request,
-    request_context::Sinks,
-    response::{Response, ResponseAborted, ResponseBody},
-    settings::{ProxySettings, UpstreamSettings},
-    target::RequestTarget,
-};
 use self::{
     auth_cache::AuthCache,
     decision::{Decision, TokenChoice, TokenParam},
@@ -76,6 +67,13 @@ use self::{
     token::mark_token_accepted,
 };
 pub(crate) use self::{head_check::CONNECT_MESSAGE, path_credential::split_path_credential};
+pub use self::{
+    request::Request,
+    request_context::Sinks,
+    response::{Response, ResponseAborted, ResponseBody},
+    settings::{ProxySettings, UpstreamSettings},
+    target::RequestTarget,
+};
 use crate::{
     config::QuotaMode,
     directory::{Agent, Directory},
@@ -117,17 +115,12 @@ impl Proxy {
     }
 
     /// Handles one request; every error becomes a response in WeCom's format. `deadline` is lent for the duration of
-    /// the call, so that a connection reuses one timer. `P` chooses where the future of an attempt is placed.
-    pub async fn handle<P: AttemptPlacement>(
-        &self,
-        request: &Request,
-        body: RequestBody,
-        deadline: &mut Deadline,
-    ) -> Response {
+    /// the call, so that a connection reuses one timer. The future is large: `server::http1::handler_pool` reuses it.
+    pub async fn handle(&self, request: &Request, body: RequestBody, deadline: &mut Deadline) -> Response {
         let mut context =
             Box::new(RequestContext::new(request, self.request_ids.assign(request), self.sinks.clone()));
         std::mem::swap(&mut context.deadline, deadline);
-        let result = self.handle_inner::<P>(request, body, &mut context).await;
+        let result = self.handle_inner(request, body, &mut context).await;
         std::mem::swap(&mut context.deadline, deadline);
         let response = match result {
             Ok(response) => response,
@@ -148,7 +141,7 @@ impl Proxy {
     }
 
     /// The steps of a request; every `?` returns an error response of the proxy itself.
-    async fn handle_inner<P: AttemptPlacement>(
+    async fn handle_inner(
         &self,
         request: &Request,
         body: RequestBody,
@@ -189,7 +182,7 @@ impl Proxy {
             }
         }
         let result = match (token_agent, request.target.ticket_kind(&request.method)) {
-            (None, _) => P::place(self.send_passthrough(&template, &mut replay_body, context)).await,
+            (None, _) => self.send_passthrough(&template, &mut replay_body, context).await,
             (Some(agent), Some(kind)) => Box::pin(self.serve_ticket(&template, &agent, kind, context)).await,
             (Some(agent), None) => {
                 let token = match agent.token.cached(context.cached_now) {
@@ -199,8 +192,7 @@ impl Proxy {
                 };
                 match token {
                     Ok(token) => {
-                        P::place(self.send_with_token(&template, &agent, token, &mut replay_body, context))
-                            .await
+                        self.send_with_token(&template, &agent, token, &mut replay_body, context).await
                     }
                     Err(error) => Err(*error),
                 }

@@ -47,7 +47,7 @@ use crate::{
         framing::{Framing, split_to},
         headers::Headers,
     },
-    proxy::{Inline, Proxy, Request, RequestTarget, Response},
+    proxy::{Proxy, Request, RequestTarget, Response},
     request_body::RequestBody,
     time::deadline::Deadline,
 };
@@ -155,7 +155,7 @@ impl Http1Connection {
         let (request, body, body_streamed, options) = self.build_request(head);
         self.timer.clear();
         let completed = {
-            let mut handling = pin!(self.proxy.handle::<Inline>(&request, body, &mut self.timer));
+            let mut handling = pin!(self.proxy.handle(&request, body, &mut self.timer));
             let completed = poll_fn(|cx| {
                 let polled = handling.as_mut().poll(cx);
                 if request.authorized.get() && !self.permit.is_authorized() {

@@ -18,7 +18,7 @@ use super::{
     response_writer::ResponseWriter,
 };
 use crate::{
-    proxy::{Boxed, Proxy, Request, Response},
+    proxy::{Proxy, Request, Response},
     request_body::RequestBody,
     server::Server,
 };
@@ -73,7 +73,7 @@ impl RequestStream {
         // What waits without a body, as a browser's signature for its ticket, holds little.
         let may_hold_body = !matches!(body, RequestBody::None);
         let response = {
-            let mut handling = pin!(context.proxy.handle::<Boxed>(&request, body, &mut deadline));
+            let mut handling = pin!(context.proxy.handle(&request, body, &mut deadline));
             let mut unverified = None;
             let handled = poll_fn(|cx| {
                 if respond.poll_reset(cx).is_ready() {
