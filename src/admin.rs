@@ -30,8 +30,10 @@ mod write_timeout_stream;
 
 use std::{
     convert::Infallible,
+    mem,
     net::IpAddr,
-    sync::Arc,
+    ptr,
+    sync::{Arc, Weak},
     time::{Duration, SystemTime},
 };
 
@@ -39,6 +41,7 @@ use arc_swap::ArcSwap;
 use http::{Method, Request, Response, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::{
     sync::{Semaphore, watch},
     time::{Instant, sleep, timeout},
@@ -125,6 +128,8 @@ pub struct Admin {
     pub reload: ReloadFn,
     /// The result of the last reload, whatever caused it.
     pub last_reload: Arc<LastReload>,
+    /// The directory whose removed agents and clients have no metrics any more.
+    pub pruned: Mutex<Weak<Directory>>,
 }
 
 impl Admin {
@@ -160,23 +165,29 @@ impl Admin {
     /// turns true.
     pub async fn run_maintenance(self: Arc<Self>, mut ended: watch::Receiver<bool>) {
         while timeout(until_next_minute(), ended.wait_for(|ended| *ended)).await.is_err() {
-            let admin = self.clone();
-            admin.collect_metrics().await;
+            self.collect_metrics(true).await;
         }
     }
 
-    /// Collects the metrics of the workers, then drops those of removed agents and clients. Each worker waits for a moment
-    /// of the collection, so that has the ordinary priority.
-    async fn collect_metrics(self: Arc<Self>) {
+    /// Collects the metrics of the workers, then drops those of removed agents and clients, if the directory has changed or
+    /// `always`: requests may end after their agent was removed. Workers and token refreshes lock the same for a moment, so
+    /// this has the ordinary priority.
+    async fn collect_metrics(self: &Arc<Self>, always: bool) {
         let admin = self.clone();
-        let _ = blocking::spawn(move || admin.metrics.collect(SystemTime::now())).await;
-        let _ = blocking::run_in_background(move || self.prune_removed()).await;
+        let collect = move || {
+            admin.metrics.collect(SystemTime::now());
+            admin.prune_removed(always);
+        };
+        let _ = blocking::spawn(collect).await;
     }
 
-    fn prune_removed(&self) {
+    fn prune_removed(&self, always: bool) {
         let directory = self.directory.load_full();
-        self.metrics.prune_removed(&directory);
-        self.token_cache.retain_agents(|agent| directory.find_agent(agent).is_some());
+        let pruned = mem::replace(&mut *self.pruned.lock(), Arc::downgrade(&directory));
+        if always || !ptr::eq(pruned.as_ptr(), &*directory) {
+            self.metrics.prune_removed(&directory);
+            self.token_cache.retain_agents(|agent| directory.find_agent(agent).is_some());
+        }
     }
 
     async fn serve_connection(

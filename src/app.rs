@@ -10,6 +10,7 @@ mod file_watch;
 mod instance;
 mod prepared_config;
 mod proxy_settings;
+mod reload_threads;
 mod reloader;
 mod start;
 mod start_error;

@@ -2,6 +2,7 @@
 //! [`ThreadPool::submit`] returns it.
 
 mod priority;
+mod slices;
 
 use std::{
     collections::VecDeque,
@@ -17,7 +18,12 @@ use tokio::{
     time::timeout,
 };
 
-pub(crate) use self::priority::lower as lower_priority;
+#[cfg(test)]
+pub(crate) use self::slices::yields;
+pub(crate) use self::{
+    priority::lower as lower_priority,
+    slices::{copy_in_slices, in_slices, in_slices_of, retain_in_slices, visit_in_slices, yield_cpu},
+};
 
 /// A thread without work ends after this.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -57,6 +63,11 @@ async fn run_on_either<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, RecvError> {
     let (sender, mut result) = oneshot::channel();
+    let work = move || {
+        // The thread that has woken this one sleeps by now, so a worker may wait.
+        yield_cpu();
+        work()
+    };
     let job: Job = Box::new(move || drop(sender.send(work())));
     let job = Arc::new(Mutex::new(Some(job)));
     let queued = job.clone();
@@ -216,6 +227,14 @@ mod tests {
         release.send(()).expect("the job waits");
         assert_eq!(blocked.await, Ok(true));
         assert!(run_on_either(&BACKGROUND, &ORDINARY, || panic!("expected")).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn background_work_begins_when_no_worker_waits() {
+        static BACKGROUND: ThreadPool = ThreadPool::background("test", 1);
+        static ORDINARY: ThreadPool = ThreadPool::new("test", 1);
+        let before = spawn_on(&BACKGROUND, yields).await.expect("a count");
+        assert_eq!(run_on_either(&BACKGROUND, &ORDINARY, yields).await, Ok(before + 1));
     }
 
     #[tokio::test]

@@ -33,6 +33,7 @@ pub use self::{
     stand_ins::STAND_IN_PREFIX,
 };
 use crate::{
+    blocking,
     config::RateLimit,
     directory::{Agent, CorpCredentials, Directory, Suite},
     limits::{RateLimiterFactory, address_limit::AddressLimit},
@@ -126,7 +127,7 @@ impl Suites {
         for ticket in &self.tickets {
             self.set_ticket(ticket.key());
         }
-        for corp in &self.corps {
+        for corp in blocking::in_slices(&self.corps) {
             self.set_corp(corp.key(), Some(corp.value().clone()));
         }
         for cancellation in &self.cancellations {

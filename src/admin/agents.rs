@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{
     Admin,
-    agent_list::{AgentPage, ListQuery},
+    agent_list::ListQuery,
     error::{AdminResult, ApiError},
     overview::{agent_stats_json, hour_of},
     response::{AdminBody, json_response},
@@ -29,14 +29,13 @@ impl Admin {
     /// next page.
     pub(super) async fn agents(self: Arc<Self>, query: Option<&str>) -> AdminResult {
         let query = ListQuery::parse(query).map_err(ApiError::bad_request)?;
+        let (troubles, hour) = self.collect().await?;
         // A search can look at very many agents.
         let response = blocking::run_in_background(move || {
-            let (troubles, hour) = (self.collect_troubles(), self.metrics.last_hour());
-            let directory = self.directory.load_full();
-            let AgentPage { agents, next, total } = query.page(&directory, &troubles, &hour);
-            let row = |agent: &Arc<Agent>| listed_agent_json(agent, &directory, &troubles, &hour);
-            let agents: Vec<_> = agents.iter().map(row).collect();
-            json_response(StatusCode::OK, &json!({ "agents": agents, "next": next, "total": total }))
+            let (directory, troubles, hour) =
+                (self.directory.load_full(), Troubles::new(troubles), hour.stats());
+            let page = query.page(&directory, &troubles, &hour);
+            page.response("agents", |agent| listed_agent_json(agent, &directory, &troubles, &hour))
         });
         Ok(response.await?)
     }

@@ -18,6 +18,8 @@ use crate::{blocking, secret::hex};
 const MIN_GZIP_BYTES: usize = 1024;
 /// A body of this size takes about a millisecond; longer ones are tagged and compressed on another thread.
 const MAX_INLINE_BYTES: usize = 16 * 1024;
+/// Bytes that are compressed between two yields of the CPU.
+const MAX_PART_BYTES: usize = 4 * 1024;
 /// Bytes of a hash in an entity tag.
 const TAG_BYTES: usize = 16;
 
@@ -104,7 +106,9 @@ fn new_encoder() -> GzEncoder<Vec<u8>> {
 
 fn compress(body: &[u8]) -> Option<Bytes> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-    encoder.write_all(body).ok()?;
+    for part in blocking::in_slices_of(1, body.chunks(MAX_PART_BYTES)) {
+        encoder.write_all(part).ok()?;
+    }
     encoder.finish().ok().map(Bytes::from)
 }
 
@@ -125,7 +129,9 @@ impl<I: Iterator<Item = Bytes>> Iterator for GzipPages<I> {
                 // Writing to a vector cannot fail.
                 return self.encoder.take()?.finish().ok().map(Bytes::from);
             };
-            encoder.write_all(&page).ok()?;
+            for part in blocking::in_slices_of(1, page.chunks(MAX_PART_BYTES)) {
+                encoder.write_all(part).ok()?;
+            }
             let compressed = mem::take(encoder.get_mut());
             if !compressed.is_empty() {
                 return Some(Bytes::from(compressed));

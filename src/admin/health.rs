@@ -24,8 +24,8 @@ const MAX_LISTED_TROUBLES: usize = 100;
 impl Admin {
     /// `/readyz`, with the agents in trouble.
     pub(super) async fn ready(self: Arc<Self>) -> Response<AdminBody> {
-        let admin = self.clone();
-        let troubles = blocking::spawn(move || admin.collect_troubles()).await;
+        let (troubles, _) = self.collect().await.unwrap_or_default();
+        let troubles = blocking::spawn(move || Troubles::new(troubles)).await;
         self.health(true, &troubles.unwrap_or_default())
     }
 
@@ -35,8 +35,9 @@ impl Admin {
     pub(super) fn health(&self, ready: bool, troubles: &Troubles) -> Response<AdminBody> {
         let stopping = *self.stopping.borrow();
         let directory = self.directory.load_full();
-        let tokens: Vec<_> =
-            directory.agents().map(|agent| (agent.name.clone(), agent.token.status())).collect();
+        let tokens: Vec<_> = blocking::in_slices(directory.agents())
+            .map(|agent| (agent.name.clone(), agent.token.status()))
+            .collect();
         let mut requested = tokens.iter().filter(|(_, status)| status.requested).peekable();
         let tokenless = requested.peek().is_some()
             && requested.all(|(_, token)| {

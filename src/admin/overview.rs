@@ -21,6 +21,8 @@ use crate::{
     telemetry::metrics::{AgentStats, ClientStats, FailureCounts, HourStats, MinuteStats},
 };
 
+/// Rows that are made between two yields of the CPU.
+const MAX_ROWS: usize = 4;
 /// The agents listed of each client, where the clients are limited.
 const MAX_AGENTS_PER_CLIENT: usize = 20;
 
@@ -53,10 +55,9 @@ impl Admin {
     /// The statistics of the last hour.
     pub(super) async fn overview(self: Arc<Self>, query: Option<&str>) -> AdminResult {
         let query = OverviewQuery::parse(query).map_err(ApiError::bad_request)?;
+        let (_, hour) = self.collect().await?;
         let response = blocking::run_in_background(move || {
-            let now = SystemTime::now();
-            self.metrics.collect(now);
-            json_response(StatusCode::OK, &self.overview_json(&query, now, &self.metrics.last_hour()))
+            json_response(StatusCode::OK, &self.overview_json(&query, SystemTime::now(), &hour.stats()))
         });
         Ok(response.await?)
     }
@@ -78,7 +79,7 @@ impl Admin {
             "unlisted_requests": hour.unlisted_requests,
         });
         if !query.without_agents {
-            let agents = hour.agents.iter().map(|(name, hour)| {
+            let agents = blocking::in_slices_of(MAX_ROWS, &hour.agents).map(|(name, hour)| {
                 let AgentStats { requests, failures, .. } = hour;
                 json!({ "name": non_empty(name), "requests": requests, "failed": failures.total(), "errcodes": errcodes_json(hour) })
             });
@@ -116,7 +117,7 @@ impl Admin {
         }
         let max_agents = max.map_or(usize::MAX, |_| MAX_AGENTS_PER_CLIENT);
         let directory = self.directory.load();
-        let clients = clients.into_iter().map(|(name, client)| {
+        let clients = blocking::in_slices_of(MAX_ROWS, clients).map(|(name, client)| {
             let limiter = directory.client_by_name(name).and_then(|client| client.rate_limiter.as_ref());
             let mut agents: Vec<_> = client.requests_by_agent.iter().collect();
             agents.sort_by_key(|(_, requests)| Reverse(**requests));

@@ -1,6 +1,10 @@
 //! `/metrics`: all metrics in the Prometheus text format.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::Bytes;
 use http::Response;
@@ -9,6 +13,7 @@ use super::{
     Admin,
     response::{AdminBody, BackgroundPages, with_content_type},
     suites::CorpCounts,
+    trouble::write_trouble_metrics,
     unix_seconds,
 };
 use crate::{
@@ -16,33 +21,90 @@ use crate::{
     inspector::DropReason,
     proxy::UpstreamSettings,
     telemetry::{
-        metrics::{AgentFamilies, OTHER_AGENTS, TextEncoder, write_process_metrics},
+        metrics::{
+            AgentFamilies, AgentLabels, AgentTrouble, OTHER_AGENTS, TextEncoder, write_process_metrics,
+        },
         traces::Traces,
     },
-    tokens::GettokenStats,
+    text::SharedStr,
+    tokens::{GettokenStats, RefreshCount},
 };
 
 /// The Prometheus text format.
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// What token refreshes and collections lock too, copied at the ordinary priority and written at the lowest one.
+struct SharedCounts {
+    labels: AgentLabels,
+    troubles: Vec<AgentTrouble>,
+    proxy_errors: Vec<(Box<str>, u64)>,
+    refreshes: Vec<RefreshCount>,
+    gettoken_calls: Vec<(SharedStr, GettokenStats)>,
+    throttled: Vec<(String, Duration)>,
+}
+
+impl SharedCounts {
+    fn copy(admin: &Admin) -> Self {
+        Self {
+            labels: admin.metrics.agent_labels(),
+            troubles: admin.metrics.troubles(SystemTime::now()),
+            proxy_errors: admin.metrics.proxy_errors(),
+            refreshes: admin.token_cache.refresh_counts(),
+            gettoken_calls: admin.token_cache.gettoken_calls(),
+            throttled: admin.token_cache.throttled_agents(),
+        }
+    }
+
+    fn write_gettoken_metrics(&self, text: &mut TextEncoder) {
+        let mut by_agent = BTreeMap::<_, GettokenStats>::new();
+        for (agent, stats) in blocking::in_slices(&self.gettoken_calls) {
+            by_agent.entry(self.labels.of(agent)).or_default().merge(stats);
+        }
+        let name = "wecom_proxy_gettoken_duration_seconds";
+        text.begin_family(name, "summary", "Time of the calls that fetch tokens.");
+        for (agent, stats) in &by_agent {
+            let labels = [("agent", *agent)];
+            text.write_sample(&format!("{name}_sum"), &labels, stats.total_time.as_secs_f64());
+            text.write_sample(&format!("{name}_count"), &labels, stats.count);
+        }
+        let name = "wecom_proxy_gettoken_errcodes_total";
+        let errcodes = by_agent.iter().flat_map(|(agent, stats)| {
+            let errcodes = stats.errcodes.iter();
+            errcodes.map(|(errcode, count)| {
+                ([("agent", (*agent).to_owned()), ("errcode", errcode.to_string())], count)
+            })
+        });
+        text.write_family(name, "counter", "Errcodes of the calls that fetch tokens.", errcodes);
+    }
+}
+
 impl Admin {
     /// All metrics; the series of agents as pages.
     pub(super) async fn scrape(self: Arc<Self>) -> Response<AdminBody> {
-        self.clone().collect_metrics().await;
+        self.collect_metrics(false).await;
         let admin = self.clone();
-        let first = blocking::run_in_background(move || {
-            let mut text = TextEncoder::default();
-            admin.write_proxy_metrics(&mut text);
-            admin.write_token_metrics(&mut text);
-            admin.write_suite_metrics(&mut text);
-            admin.write_quota_metrics(&mut text);
-            admin.write_trouble_metrics(&mut text);
-            write_process_metrics(&mut text);
-            text.into_string()
-        });
-        let first = first.await.unwrap_or_default() + &self.callback_metrics().await;
+        let counts = blocking::spawn(move || SharedCounts::copy(&admin)).await;
+        let admin = self.clone();
+        let first = counts.map(|counts| blocking::run_in_background(move || admin.first_page(&counts)));
+        let first = match first {
+            Ok(first) => first.await.unwrap_or_default(),
+            Err(_) => String::new(),
+        };
+        let first = first + &self.callback_metrics().await;
         let pages = std::iter::once(first).chain(AgentFamilies::new(self.metrics.clone())).map(Bytes::from);
         with_content_type(CONTENT_TYPE, AdminBody::Pages(BackgroundPages::new(pages)))
+    }
+
+    /// All but the series of agents and callbacks.
+    fn first_page(&self, counts: &SharedCounts) -> String {
+        let mut text = TextEncoder::default();
+        self.write_proxy_metrics(&mut text, counts);
+        self.write_token_metrics(&mut text, counts);
+        self.write_suite_metrics(&mut text);
+        self.write_quota_metrics(&mut text);
+        write_trouble_metrics(&mut text, &counts.troubles, &counts.labels);
+        write_process_metrics(&mut text);
+        text.into_string()
     }
 
     /// The number of requests in flight to the upstream.
@@ -89,7 +151,7 @@ impl Admin {
         }
     }
 
-    fn write_proxy_metrics(&self, text: &mut TextEncoder) {
+    fn write_proxy_metrics(&self, text: &mut TextEncoder, counts: &SharedCounts) {
         let version = [([("version", env!("CARGO_PKG_VERSION"))], 1)];
         let help = "Always 1; the label is the running version.";
         text.write_family("wecom_proxy_build_info", "gauge", help, version);
@@ -108,7 +170,7 @@ impl Admin {
         }
         self.last_reload.write_metrics(text);
         self.write_upstream_metrics(text);
-        let errors = self.metrics.proxy_errors().into_iter().map(|(kind, count)| ([("kind", kind)], count));
+        let errors = counts.proxy_errors.iter().map(|(kind, count)| ([("kind", kind)], count));
         let help = "The proxy's own errors by kind.";
         text.write_family("wecom_proxy_refusals_total", "counter", help, errors);
         if self.token_cache.store().is_some() {
@@ -171,49 +233,25 @@ impl Admin {
         text.write_family(name, "gauge", help, refused);
     }
 
-    fn write_gettoken_metrics(&self, text: &mut TextEncoder) {
-        let mut by_agent = BTreeMap::<_, GettokenStats>::new();
-        let calls = self.token_cache.gettoken_calls();
-        for (agent, stats) in &calls {
-            by_agent.entry(self.metrics.agent_label(agent)).or_default().merge(stats);
-        }
-        let name = "wecom_proxy_gettoken_duration_seconds";
-        text.begin_family(name, "summary", "Time of the calls that fetch tokens.");
-        for (agent, stats) in &by_agent {
-            let labels = [("agent", *agent)];
-            text.write_sample(&format!("{name}_sum"), &labels, stats.total_time.as_secs_f64());
-            text.write_sample(&format!("{name}_count"), &labels, stats.count);
-        }
-        let name = "wecom_proxy_gettoken_errcodes_total";
-        let errcodes = by_agent.iter().flat_map(|(agent, stats)| {
-            let errcodes = stats.errcodes.iter();
-            errcodes.map(|(errcode, count)| {
-                ([("agent", (*agent).to_owned()), ("errcode", errcode.to_string())], count)
-            })
-        });
-        text.write_family(name, "counter", "Errcodes of the calls that fetch tokens.", errcodes);
-    }
-
-    fn write_token_metrics(&self, text: &mut TextEncoder) {
+    fn write_token_metrics(&self, text: &mut TextEncoder, shared: &SharedCounts) {
         let name = "wecom_proxy_token_refreshes_total";
         let help = "gettoken calls by reason and result; shared: made by another replica.";
         let mut counts = BTreeMap::<_, u64>::new();
-        let refreshes = self.token_cache.refresh_counts();
-        for refreshes in &refreshes {
+        for refreshes in blocking::in_slices(&shared.refreshes) {
             let result = if refreshes.succeeded { "ok" } else { "failed" };
-            let agent = self.metrics.agent_label(&refreshes.agent_name);
+            let agent = shared.labels.of(&refreshes.agent_name);
             *counts.entry((agent, refreshes.reason.as_str(), result)).or_default() += refreshes.count;
         }
         let counts = counts.into_iter().map(|((agent, reason, result), count)| {
             ([("agent", agent), ("reason", reason), ("result", result)], count)
         });
         text.write_family(name, "counter", help, counts);
-        self.write_gettoken_metrics(text);
+        shared.write_gettoken_metrics(text);
         let name = "wecom_proxy_token_renewals_held";
         let help = "Agents whose token refresh is held back because the hourly budget is used up; others have no sample.";
-        let (throttled, mut held) = (self.token_cache.throttled_agents(), BTreeMap::<_, u64>::new());
-        for (agent, _) in &throttled {
-            *held.entry(self.metrics.agent_label(agent)).or_default() += 1;
+        let mut held = BTreeMap::<_, u64>::new();
+        for (agent, _) in blocking::in_slices(&shared.throttled) {
+            *held.entry(shared.labels.of(agent)).or_default() += 1;
         }
         let held = held.into_iter().map(|(agent, count)| ([("agent", agent)], count));
         text.write_family(name, "gauge", help, held);
@@ -221,9 +259,9 @@ impl Admin {
         let help = "Expiry of the agent's token, in seconds since 1970; of several agents, the earliest.";
         text.begin_family(name, "gauge", help);
         let (directory, mut others) = (self.directory.load(), None);
-        for agent in directory.agents() {
+        for agent in blocking::in_slices(directory.agents()) {
             let Some(expires_at) = agent.token.expires_at().map(unix_seconds) else { continue };
-            match self.metrics.agent_label(&agent.name) {
+            match shared.labels.of(&agent.name) {
                 OTHER_AGENTS => others = Some(others.map_or(expires_at, |earliest| expires_at.min(earliest))),
                 agent => text.write_sample(name, &[("agent", agent)], expires_at),
             }

@@ -8,11 +8,12 @@ use serde_json::{Value, json};
 
 use super::{
     Admin,
-    agent_list::{AgentPage, ListQuery},
+    agent_list::ListQuery,
     agents::{agent_json, corp_row_json},
     error::{AdminResult, ApiError},
     query::parameter,
     response::json_response,
+    trouble::Troubles,
 };
 use crate::{
     blocking,
@@ -57,13 +58,12 @@ impl Admin {
     /// A page of the corps of a suite, each as `/api/agents` lists an agent.
     async fn list_corps(self: &Arc<Self>, agent: Arc<Agent>, query: Option<&str>) -> AdminResult {
         let query = ListQuery::parse(query).map_err(ApiError::bad_request)?;
-        let admin = self.clone();
+        let (troubles, _) = self.collect().await?;
+        let directory = self.directory.load_full();
         let response = blocking::run_in_background(move || {
-            let (directory, troubles) = (admin.directory.load_full(), admin.collect_troubles());
+            let troubles = Troubles::new(troubles);
             let page = agent.suite().map(|suite| query.page_of_corps(suite, &directory, &troubles));
-            let AgentPage { agents, next, total } = page.unwrap_or_default();
-            let corps: Vec<_> = agents.iter().map(|corp| corp_row_json(corp, &directory)).collect();
-            json_response(StatusCode::OK, &json!({ "corps": corps, "next": next, "total": total }))
+            page.unwrap_or_default().response("corps", |corp| corp_row_json(corp, &directory))
         });
         Ok(response.await?)
     }

@@ -7,10 +7,12 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use tokio::sync::oneshot::error::RecvError;
 
 use super::{Admin, unix_seconds};
 use crate::{
-    telemetry::metrics::{AgentTrouble, TextEncoder, TroubleReason},
+    blocking,
+    telemetry::metrics::{AgentLabels, AgentTrouble, HourSnapshot, TextEncoder, TroubleReason},
     wecom::errcode::{self, Explanation},
 };
 
@@ -23,6 +25,13 @@ pub(super) struct Troubles {
 }
 
 impl Troubles {
+    pub(super) fn new(mut list: Vec<AgentTrouble>) -> Self {
+        list.sort_by(|one, other| (other.failed, &one.agent).cmp(&(one.failed, &other.agent)));
+        let names = blocking::in_slices(&list).map(|trouble| trouble.agent.clone());
+        let by_agent = names.enumerate().map(|(nth, agent)| (agent, nth)).collect();
+        Self { list, by_agent }
+    }
+
     pub(super) fn of(&self, agent: &str) -> Option<&AgentTrouble> {
         self.by_agent.get(agent).map(|index| &self.list[*index])
     }
@@ -34,30 +43,34 @@ impl Troubles {
 }
 
 impl Admin {
-    /// The troubles as of now, with what the workers counted since the last collection.
-    pub(super) fn collect_troubles(&self) -> Troubles {
-        let now = SystemTime::now();
-        self.metrics.collect(now);
-        let list = self.metrics.troubles(now);
-        let by_agent = list.iter().enumerate().map(|(nth, trouble)| (trouble.agent.clone(), nth)).collect();
-        Troubles { list, by_agent }
+    /// The agents in trouble and the last hour as of now, with what the workers counted since the last collection.
+    /// Collected at the ordinary priority: see [`Metrics::collect`](crate::telemetry::metrics::Metrics::collect).
+    pub(super) async fn collect(self: &Arc<Self>) -> Result<(Vec<AgentTrouble>, HourSnapshot), RecvError> {
+        let metrics = self.metrics.clone();
+        let collect = move || {
+            let now = SystemTime::now();
+            metrics.collect(now);
+            (metrics.troubles(now), metrics.last_hour())
+        };
+        blocking::spawn(collect).await
     }
+}
 
-    pub(super) fn write_trouble_metrics(&self, text: &mut TextEncoder) {
-        let mut samples = BTreeMap::<(String, String), u64>::new();
-        for trouble in self.metrics.troubles(SystemTime::now()) {
-            let agent = self.metrics.agent_label(&trouble.counted_as);
-            for reason in &trouble.reasons {
-                *samples.entry((agent.to_owned(), reason.to_string())).or_default() += 1;
-            }
+/// Writes how many agents are in trouble, by reason.
+pub(super) fn write_trouble_metrics(text: &mut TextEncoder, troubles: &[AgentTrouble], labels: &AgentLabels) {
+    let mut samples = BTreeMap::<(&str, String), u64>::new();
+    for trouble in blocking::in_slices(troubles) {
+        let agent = labels.of(&trouble.counted_as);
+        for reason in &trouble.reasons {
+            *samples.entry((agent, reason.to_string())).or_default() += 1;
         }
-        let name = "wecom_proxy_agent_trouble";
-        let help = "Agents in trouble in the last five minutes, by reason; others have no sample.";
-        let samples = samples
-            .into_iter()
-            .map(|((agent, reason), count)| ([("agent", agent), ("reason", reason)], count));
-        text.write_family(name, "gauge", help, samples);
     }
+    let name = "wecom_proxy_agent_trouble";
+    let help = "Agents in trouble in the last five minutes, by reason; others have no sample.";
+    let samples = samples
+        .into_iter()
+        .map(|((agent, reason), count)| ([("agent", agent.to_owned()), ("reason", reason)], count));
+    text.write_family(name, "gauge", help, samples);
 }
 
 /// A trouble as JSON; `null` for an agent without.

@@ -3,15 +3,15 @@
 use std::{
     collections::BTreeMap,
     io, mem,
-    path::Path,
     sync::{Arc, OnceLock},
-    thread,
-    time::Duration,
 };
 
 use parking_lot::Mutex;
 
-use super::prepared_config::{PreparedConfig, SetupError};
+use super::{
+    prepared_config::{PreparedConfig, SetupError},
+    reload_threads::{drop_in_background, load_on_own_thread},
+};
 use crate::{
     admin::{LastReload, ReloadReport},
     blocking,
@@ -19,7 +19,7 @@ use crate::{
     config::{
         self, Address, AgentTexts, Config, LoadedFiles, ReloadTrigger, StateConfig, StoreConfig, UpstreamId,
     },
-    directory::{Directory, DirectoryUpdater},
+    directory::DirectoryUpdater,
     display_text, format_text,
     limits::quotas::Quotas,
     server::{Server, tls::TlsTermination},
@@ -137,8 +137,8 @@ impl Reloader {
 
     fn try_reload(&self) -> Result<ReloadReport, ReloadError> {
         let mut applied = self.last_applied.lock();
-        let PreparedConfig { config: mut loaded, tls, upstreams, .. } =
-            PreparedConfig::new(self.load(&applied.agent_texts)?)?;
+        let (loaded, mut warnings) = self.load(&applied.agent_texts)?;
+        let PreparedConfig { config: mut loaded, tls, upstreams, .. } = PreparedConfig::new(loaded)?;
         reject_lost_includes(&loaded, &applied.include_counts)?;
         self.resolve_upstreams(&mut loaded)?;
         let was_open = self.directory.load().is_open();
@@ -152,7 +152,7 @@ impl Reloader {
             tracing::warn!(section, "section changed, restart needed to apply it");
         }
         self.last_reload.settings.reload(&loaded);
-        let warnings = config::summarize_warnings(&mem::take(&mut loaded.warnings));
+        warnings.extend(config::summarize_warnings(&mem::take(&mut loaded.warnings)));
         for warning in &warnings {
             tracing::warn!("{}", warning.english());
         }
@@ -166,14 +166,17 @@ impl Reloader {
         if directory.is_open() && !was_open {
             tracing::warn!("server.open = true: callers without a key are served from now on");
         }
-        self.token_cache.retain_agents(|agent| directory.find_agent(agent).is_some());
+        match self.directory.take_prune() {
+            true => self.token_cache.retain_agents(|agent| directory.find_agent(agent).is_some()),
+            false => self.token_cache.drop_stale_backoffs(),
+        }
         let is_gone = |name: &&str| directory.client_by_name(name).is_none();
-        let clients_before = replaced.clients().map(|client| &*client.config.name);
+        let clients_before = blocking::in_slices(replaced.clients()).map(|client| &*client.config.name);
         let gone: Vec<_> = clients_before.filter(is_gone).map(str::to_owned).collect();
         drop(directory);
         self.suites.forget_clients(&gone);
         self.suites.apply_all();
-        *applied = AppliedFiles::of(&mut loaded);
+        let applied_before = mem::replace(&mut *applied, AppliedFiles::of(&mut loaded));
         self.quotas.reload(&loaded.quotas);
         self.server.replace_trusted_proxies(mem::take(&mut loaded.server.trusted));
         let closed = self.server.replace_tls(tls);
@@ -184,7 +187,7 @@ impl Reloader {
         if let Some(log_handle) = self.log_handle.get() {
             log_handle.update_filter(&loaded.log);
         }
-        drop_in_background(replaced);
+        drop_in_background(replaced, applied_before);
         Ok(ReloadReport { agents, clients, needs_restart, warnings })
     }
 
@@ -198,14 +201,14 @@ impl Reloader {
         self.last_load.lock().clone()
     }
 
-    /// Reads the file, and records what was read where files are watched.
-    fn load(&self, known: &AgentTexts) -> Result<Config, config::Error> {
+    /// Reads the file, and records what was read where files are watched. Returns its warnings as texts.
+    fn load(&self, known: &AgentTexts) -> Result<(Config, Vec<Text>), config::Error> {
         let (result, files) = load_on_own_thread(&self.initial_config.path, known);
         if self.watches_files() {
             let mut last_load = self.last_load.lock();
             *last_load = LoadRecord { generation: last_load.generation + 1, files: Arc::new(files) };
         }
-        result.map(|config| Config { loaded_files: LoadedFiles::default(), ..config })
+        result.map(|(config, warnings)| (Config { loaded_files: LoadedFiles::default(), ..config }, warnings))
     }
 
     /// Binds each agent to one of the running upstreams. Fails if one names an upstream that was added to the file.
@@ -366,32 +369,4 @@ fn reject_lost_includes(loaded: &Config, before: &BTreeMap<String, usize>) -> Re
 
 fn config_error(loaded: &Config, key: &str, message: Text) -> config::Error {
     config::Error { key: Some(key.to_owned()), ..config::Error::of_file(&loaded.path, message) }
-}
-
-/// Loads the file on a temporary thread, or in place if none can be had. Parsing takes far more memory than its result,
-/// and the allocator returns a thread's memory to the system only when none of it is in use. It has the lowest priority:
-/// no request waits for it. What follows a load has not, because it holds locks that the state needs.
-fn load_on_own_thread(path: &Path, known: &AgentTexts) -> (Result<Config, config::Error>, LoadedFiles) {
-    let load = || {
-        blocking::lower_priority();
-        config::load_recording(path, known)
-    };
-    thread::scope(|scope| match thread::Builder::new().spawn_scoped(scope, load) {
-        Ok(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-        Err(_) => config::load_recording(path, known),
-    })
-}
-
-/// Waits on a separate thread for the last request that uses a directory and frees it there: freeing a large one would
-/// block a worker. Without a thread, the last request does that.
-fn drop_in_background(directory: Arc<Directory>) {
-    let drop_when_unused = move || {
-        blocking::lower_priority();
-        let mut directory = directory;
-        while let Err(in_use) = Arc::try_unwrap(directory) {
-            directory = in_use;
-            thread::sleep(Duration::from_millis(100));
-        }
-    };
-    let _ = thread::Builder::new().name("drop-directory".to_owned()).spawn(drop_when_unused);
 }

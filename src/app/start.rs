@@ -311,6 +311,7 @@ fn build_admin(
         access_log: observers.access_log.clone(),
         reload: Box::new(move || reload.reload().map_err(|error| error.text())),
         last_reload: reloader.last_reload.clone(),
+        pruned: Mutex::default(),
     }
 }
 

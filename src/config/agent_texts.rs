@@ -10,6 +10,7 @@ use foldhash::quality::RandomState;
 
 use super::agents::AgentConfig;
 use super::key_hash::KeyHash;
+use crate::blocking;
 
 /// The texts of agents, in the order of the files, as hashes: the secrets are in them.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +19,8 @@ pub struct AgentTexts {
     texts: Vec<AgentText>,
     /// The agents whose text is the same at another line: name and line.
     moved: Vec<(String, usize)>,
+    /// How many agents were not read again.
+    unchanged_count: usize,
 }
 
 /// It is no setting.
@@ -56,7 +59,7 @@ pub(super) struct KnownTexts<'a> {
 impl AgentTexts {
     /// For the next load, which compares with this one.
     pub(super) fn successor(&self) -> Self {
-        Self { hasher: self.hasher.clone(), texts: Vec::with_capacity(self.texts.len()), moved: Vec::new() }
+        Self { hasher: self.hasher.clone(), texts: Vec::with_capacity(self.texts.len()), ..Self::default() }
     }
 
     pub(super) fn text_hash(&self, file: &Path, text: &str) -> u64 {
@@ -91,6 +94,7 @@ impl AgentTexts {
             self.moved.push((name.to_owned(), line));
         }
         self.texts.push(AgentText { line: at, is_unchanged: true, ..known });
+        self.unchanged_count += 1;
     }
 
     /// The agents that were not read again and are at another line now: name and line.
@@ -105,12 +109,12 @@ impl AgentTexts {
 
     /// How many agents were not read again.
     pub fn unchanged_count(&self) -> usize {
-        self.texts.iter().filter(|text| text.is_unchanged).count()
+        self.unchanged_count
     }
 
     /// Whether an agent of this name was not read again.
     pub fn unchanged_names(&self) -> impl Fn(&str) -> bool + use<> {
-        let unchanged = self.texts.iter().filter(|text| text.is_unchanged);
+        let unchanged = blocking::in_slices(&self.texts).filter(|text| text.is_unchanged);
         let (names, hasher): (HashSet<_>, _) =
             (unchanged.map(|text| text.name).collect(), self.hasher.clone());
         move |name| names.contains(&hasher.hash_one(name))
@@ -129,7 +133,8 @@ impl<'a> KnownTexts<'a> {
         let found = match is_next {
             true => self.next,
             false => {
-                let indexes = || texts.iter().enumerate().map(|(index, known)| (known.text, index));
+                let texts = || blocking::in_slices(texts).enumerate();
+                let indexes = || texts().map(|(index, known)| (known.text, index));
                 *self.by_text.get_or_init(|| indexes().collect()).get(&text)?
             }
         };

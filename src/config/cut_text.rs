@@ -7,6 +7,7 @@ use toml::de::DeTable;
 use zeroize::Zeroizing;
 
 use super::table_name::is_valid_name;
+use crate::blocking;
 
 /// A table in the text of its file.
 #[derive(Clone, Copy)]
@@ -97,7 +98,7 @@ pub(super) fn line_of(line_ends: &[usize], offset: usize) -> usize {
 /// The tables that can be read by themselves, and the ranges between them.
 fn cut(text: &str) -> (Vec<AgentPart<'_>>, Vec<Range<usize>>) {
     let (mut agents, mut rest, mut rest_start) = (Vec::new(), Vec::new(), 0);
-    for TableHeader { name, start, line, end } in headers(text) {
+    for TableHeader { name, start, line, end } in blocking::in_slices(headers(text)) {
         let part = TablePart { text: &text[start..end], line };
         let Some(name) = name else { continue };
         // A corp of a suite is read with the suites.

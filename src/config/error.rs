@@ -5,8 +5,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::format_text;
 use crate::text::{Language, Localized, Text};
+use crate::{blocking, format_text};
 
 /// Why a configuration is refused. Never contains a secret or a line of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,7 +127,7 @@ pub fn summarize_warnings(warnings: &[Warning]) -> Vec<Text> {
     let mut groups: Vec<WarningGroup<'_>> = Vec::new();
     let mut places: HashMap<String, usize> = HashMap::new();
     let mut last: Option<(&Text, usize)> = None;
-    for warning in warnings {
+    for warning in blocking::in_slices(warnings) {
         if let Some((_, place)) = last.filter(|(message, _)| message.is_same_as(&warning.message)) {
             count_again(&mut groups[place], warning);
             continue;

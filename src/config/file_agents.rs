@@ -16,7 +16,7 @@ use super::secret;
 use super::source_file::SourceFile;
 use super::upstream::UpstreamConfig;
 use crate::text::{SharedStr, Text};
-use crate::{format_text, text};
+use crate::{blocking, format_text, text};
 
 const NO_AGENT_MESSAGE: Text = text!(
     "no agent is configured; add one like this:
@@ -68,7 +68,7 @@ impl<'a> FileAgents<'a> {
     /// The names of agents by the short hashes of their secrets; of several with one secret, the first by name.
     pub(super) fn names_by_secret(&self) -> HashMap<u64, &'a str> {
         let mut names = HashMap::with_capacity(self.secrets.len());
-        for of in &self.secrets {
+        for of in blocking::in_slices(&self.secrets) {
             names
                 .entry(of.secret)
                 .and_modify(|name: &mut &str| *name = of.name.min(*name))
@@ -118,7 +118,9 @@ impl<'a> FileAgents<'a> {
         known: &mut KnownTexts<'_>,
         upstreams: &BTreeMap<String, UpstreamConfig>,
     ) -> Option<()> {
-        for agent in &cut.agents {
+        self.names.reserve(cut.agents.len());
+        self.secrets.reserve(cut.agents.len());
+        for agent in blocking::in_slices(&cut.agents) {
             let AgentPart { name, part } = *agent;
             let hash = self.texts.text_hash(source.path(), part.text);
             let known = known.find(hash);
@@ -191,7 +193,7 @@ impl<'a> FileAgents<'a> {
     pub(super) fn warn_of_shared_credentials(&mut self) {
         let mut seen: HashSet<u64, RandomState> = HashSet::default();
         seen.reserve(self.secrets.len());
-        if self.secrets.iter().all(|of| seen.insert(of.credentials)) {
+        if blocking::in_slices(&self.secrets).all(|of| seen.insert(of.credentials)) {
             return;
         }
         self.secrets.sort_by_key(|of| of.name);

@@ -5,7 +5,10 @@ mod removal;
 use std::{
     collections::{BTreeMap, BTreeSet},
     mem,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering::Relaxed},
+    },
 };
 
 use arc_swap::ArcSwap;
@@ -13,19 +16,25 @@ use parking_lot::Mutex;
 
 use super::{Agent, Client, Directory, Shared};
 use crate::{
+    blocking,
     config::{self, AgentConfig, ClientConfig, CorpConfig},
     limits::RateLimiterFactory,
     state::StateDelivery,
     tokens::TokenCache,
 };
 
+/// Changes that are made between two yields of the CPU, with some ten microseconds each.
+const MAX_CHANGES: usize = 4;
+
 /// Replaces the directory that requests use.
 pub struct DirectoryUpdater {
     directory: Arc<ArcSwap<Directory>>,
     tokens: Arc<TokenCache>,
     limits: RateLimiterFactory,
-    /// Locked during an update.
+    /// Locked during an update, which has the ordinary priority for that.
     shadowed: Mutex<Shadowed>,
+    /// How often what is counted of removed agents is to be dropped.
+    prunes_due: AtomicU8,
 }
 
 /// What stands in the state and is not in force, because a file has an entry of that name or key.
@@ -64,12 +73,18 @@ impl DirectoryUpdater {
         tokens: Arc<TokenCache>,
         limits: RateLimiterFactory,
     ) -> Self {
-        Self { directory, tokens, limits, shadowed: Mutex::default() }
+        Self { directory, tokens, limits, shadowed: Mutex::default(), prunes_due: AtomicU8::default() }
     }
 
     /// The directory that requests use.
     pub fn load(&self) -> Arc<Directory> {
         self.directory.load_full()
+    }
+
+    /// Whether what is counted of removed agents is to be dropped now: there can be very many others.
+    pub fn take_prune(&self) -> bool {
+        let due = self.prunes_due.fetch_update(Relaxed, Relaxed, |due| due.checked_sub(1));
+        due.is_ok() || self.load().has_suites()
     }
 
     /// Whether the state has a client, which a reload does not remove.
@@ -97,7 +112,7 @@ impl DirectoryUpdater {
     ) -> Vec<(String, String)> {
         let mut update = self.begin();
         update.next.is_complete = is_complete;
-        for change in changes {
+        for change in blocking::in_slices_of(MAX_CHANGES, changes) {
             match change {
                 DirectoryChange::PutAgent(agent) => {
                     update.delete_corp_of_state(&agent.name);
@@ -162,11 +177,11 @@ impl DirectoryUpdater {
         let texts = &config.agent_texts;
         update.remove_agents_of_files(&agents, texts);
         update.remove_clients_of_files(&clients);
-        texts.moved().for_each(|(name, line)| update.move_agent(name, line));
-        for agent in agents.into_values() {
+        blocking::in_slices(texts.moved()).for_each(|(name, line)| update.move_agent(name, line));
+        for agent in blocking::in_slices_of(MAX_CHANGES, agents.into_values()) {
             update.put_agent_of_file(agent);
         }
-        for client in clients.into_values() {
+        for client in blocking::in_slices_of(MAX_CHANGES, clients.into_values()) {
             update.put_client_of_file(client);
         }
         update.next.replace_suites(mem::take(&mut config.suites), &update.shared);
@@ -179,7 +194,8 @@ impl DirectoryUpdater {
         let shadowed = self.shadowed.lock();
         let next = Directory::clone(&self.directory.load());
         let shared = Shared { tokens: &self.tokens, limits: &self.limits, pass_key: next.pass_key.clone() };
-        Update { next, shadowed, shared, directory: &self.directory, replaced: Vec::new(), corps: Vec::new() }
+        let (directory, prunes_due) = (&self.directory, &self.prunes_due);
+        Update { next, shadowed, shared, directory, prunes_due, replaced: Vec::new(), corps: Vec::new() }
     }
 }
 
@@ -189,6 +205,7 @@ struct Update<'a> {
     shadowed: parking_lot::MutexGuard<'a, Shadowed>,
     shared: Shared<'a>,
     directory: &'a ArcSwap<Directory>,
+    prunes_due: &'a AtomicU8,
     /// Agents that are no longer there, or not as they were: another one may have their tokens in the end.
     replaced: Vec<Arc<Agent>>,
     /// Suite and corpid of the corps that got or lost a name of their own.
@@ -203,7 +220,7 @@ impl Update<'_> {
         let has_clients = self.next.has_clients() || !self.shadowed.invalid_clients.is_empty();
         self.next.may_open = (self.next.may_open || self.next.is_open) && !has_clients;
         self.next.is_open = self.next.allow_open || self.next.may_open && self.next.is_complete;
-        for agent in &self.replaced {
+        for agent in blocking::in_slices_of(MAX_CHANGES, &self.replaced) {
             self.next.release_token(agent, self.shared.tokens);
         }
         (self.directory.swap(Arc::new(self.next)), self.corps)
@@ -216,6 +233,8 @@ impl Update<'_> {
 
     fn remove_agent(&mut self, name: &str) {
         self.replaced.extend(self.next.remove_agent(name));
+        // What was under way may be counted afterwards, so once more.
+        self.prunes_due.store(2, Relaxed);
     }
 
     fn put_client(&mut self, client: ClientConfig) {
@@ -355,13 +374,14 @@ impl Update<'_> {
 
     /// Puts in force what stands in the state and has no other entry in its way any more.
     fn restore_shadowed(&mut self) {
-        for agent in mem::take(&mut self.shadowed.agents).into_values() {
+        for agent in blocking::in_slices_of(MAX_CHANGES, mem::take(&mut self.shadowed.agents).into_values()) {
             self.put_agent_of_state(agent, false);
         }
         for corp in mem::take(&mut self.shadowed.corps).into_values() {
             self.put_corp_of_state(corp, false);
         }
-        for client in mem::take(&mut self.shadowed.clients).into_values() {
+        for client in blocking::in_slices_of(MAX_CHANGES, mem::take(&mut self.shadowed.clients).into_values())
+        {
             self.put_client_of_state(client, false);
         }
     }
@@ -374,3 +394,6 @@ fn warn_of_shadowed(kind: &str, name: &str, by: &config::Origin) {
         "{kind} of the state is not in force, since another one has its name or key; delete one of them"
     );
 }
+
+#[cfg(test)]
+mod tests;

@@ -122,6 +122,11 @@ impl TokenCache {
         let names = OnceCell::new();
         let collect = || self.entries.iter().map(|entry| entry.agent_name().clone()).collect::<HashSet<_>>();
         self.service.retain_agents(|agent| is_agent(agent) || names.get_or_init(collect).contains(agent));
+        self.drop_stale_backoffs();
+    }
+
+    /// Drops the backoffs of removed entries that are long over.
+    pub fn drop_stale_backoffs(&self) {
         let now = Instant::now();
         self.former_backoffs.lock().retain(|_, backoff| !backoff.is_stale(now));
     }
@@ -137,7 +142,7 @@ impl TokenCache {
     }
 
     /// What became of the calls that fetch tokens, by agent.
-    pub fn gettoken_calls(&self) -> Vec<(String, GettokenStats)> {
+    pub fn gettoken_calls(&self) -> Vec<(SharedStr, GettokenStats)> {
         self.service.gettoken_calls.snapshot()
     }
 

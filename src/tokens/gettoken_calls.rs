@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use parking_lot::Mutex;
 
 use super::FetchError;
-use crate::text::SharedStr;
+use crate::{blocking, text::SharedStr};
 
 /// Bounds the errcodes of an agent, whatever the upstream returns.
 const MAX_ERRCODES: usize = 32;
@@ -42,12 +42,12 @@ impl GettokenCalls {
     }
 
     /// The calls so far, by agent.
-    pub(super) fn snapshot(&self) -> Vec<(String, GettokenStats)> {
-        self.0.lock().iter().map(|(agent, stats)| (agent.to_string(), stats.clone())).collect()
+    pub(super) fn snapshot(&self) -> Vec<(SharedStr, GettokenStats)> {
+        blocking::copy_in_slices(|| self.0.lock(), |agent, stats| (agent.clone(), stats.clone()))
     }
 
     pub(super) fn retain(&self, agents: impl Fn(&str) -> bool) {
-        self.0.lock().retain(|agent, _| agents(agent));
+        blocking::retain_in_slices(|| self.0.lock(), |agent| agents(agent));
     }
 }
 

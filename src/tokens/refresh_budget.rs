@@ -1,9 +1,9 @@
 //! The budget for refreshes beyond an agent's first token and each expiry: a budget per agent, and an hourly
 //! window for all agents. Failures are bounded elsewhere (`failure_budget`, `backoff`).
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
-use parking_lot::Mutex;
+use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
 use tokio::time::Instant;
 
@@ -11,7 +11,7 @@ use super::{
     hourly_window::{HourlyWindow, Priority},
     refusal_budget::RefusalBudget,
 };
-use crate::text::SharedStr;
+use crate::{blocking, text::SharedStr};
 
 /// Proactive refreshes of one token. The first counts as that of its expiry.
 pub(super) const MAX_PROACTIVE_REFRESHES: u8 = 2;
@@ -74,7 +74,7 @@ pub(super) struct RefreshBudget {
 struct State {
     hourly_window: HourlyWindow,
     /// The agents that have requested a token. A budget outlives a changed secret.
-    refusal_budgets: HashMap<SharedStr, RefusalBudget>,
+    refusal_budgets: BTreeMap<SharedStr, RefusalBudget>,
 }
 
 impl RefreshBudget {
@@ -140,16 +140,19 @@ impl RefreshBudget {
     /// Drops the budgets of all agents but these; a budget that is not full is kept, because dropping it would
     /// refill it.
     pub(super) fn retain(&self, agents: impl Fn(&str) -> bool) {
-        // Looked up without the lock, for which refreshes wait.
-        let mut gone: Vec<_> = self.state.lock().refusal_budgets.keys().cloned().collect();
-        gone.retain(|agent| !agents(agent));
         let now = Instant::now();
-        let budgets = &mut self.state.lock().refusal_budgets;
-        for agent in &gone {
-            if budgets.get_mut(agent).is_some_and(|budget| budget.is_full(now)) {
-                budgets.remove(agent);
+        let gone = blocking::copy_in_slices(|| self.lock_budgets(), |agent, _| agent.clone());
+        let gone = blocking::in_slices(gone).filter(|agent| !agents(agent));
+        for agent in gone {
+            let mut budgets = self.lock_budgets();
+            if budgets.get_mut(&agent).is_some_and(|budget| budget.is_full(now)) {
+                budgets.remove(&agent);
             }
         }
+    }
+
+    fn lock_budgets(&self) -> MappedMutexGuard<'_, BTreeMap<SharedStr, RefusalBudget>> {
+        MutexGuard::map(self.state.lock(), |state| &mut state.refusal_budgets)
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use parking_lot::Mutex;
 
 use super::RefreshReason;
-use crate::text::SharedStr;
+use crate::{blocking, text::SharedStr};
 
 /// Refresh counters. They outlive the cache entries, so a changed secret does not reset them.
 #[derive(Default)]
@@ -18,7 +18,7 @@ type ReasonCounts = [[u32; 2]; RefreshReason::ALL.len()];
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefreshCount {
     /// The agent's name.
-    pub agent_name: String,
+    pub agent_name: SharedStr,
     /// The reason of the refreshes.
     pub reason: RefreshReason,
     /// Whether they fetched a token.
@@ -40,22 +40,23 @@ impl RefreshCounts {
 
     /// All counters that are not 0, by agent.
     pub(super) fn snapshot(&self) -> Vec<RefreshCount> {
-        let of_agent = |agent: &str, counts: &ReasonCounts| {
+        let of_agent = |agent: &SharedStr, counts: &ReasonCounts| {
             let pairs = RefreshReason::ALL.into_iter().flat_map(|reason| [(reason, true), (reason, false)]);
             let pairs = pairs.map(|(reason, ok)| (reason, ok, counts[reason.index()][usize::from(!ok)]));
             let counted = pairs.filter(|(.., count)| *count > 0);
             let counters = counted.map(|(reason, ok, count)| RefreshCount {
-                agent_name: agent.to_string(),
+                agent_name: agent.clone(),
                 reason,
                 succeeded: ok,
                 count: count.into(),
             });
             counters.collect::<Vec<_>>()
         };
-        self.0.lock().iter().flat_map(|(agent, counts)| of_agent(agent, counts)).collect()
+        let all = blocking::copy_in_slices(|| self.0.lock(), |agent, counts| (agent.clone(), *counts));
+        blocking::in_slices(&all).flat_map(|(agent, counts)| of_agent(agent, counts)).collect()
     }
 
     pub(super) fn retain(&self, agents: impl Fn(&str) -> bool) {
-        self.0.lock().retain(|agent, _| agents(agent));
+        blocking::retain_in_slices(|| self.0.lock(), |agent| agents(agent));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use parking_lot::Mutex;
+use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
 use tokio::{
     runtime::Handle,
@@ -10,6 +10,7 @@ use tokio::{
 };
 
 use super::ceil_seconds;
+use crate::blocking;
 
 /// Wait before the first message, so that it lists all agents that are throttled at the same time.
 const GATHER_INTERVAL: Duration = Duration::from_secs(1);
@@ -53,6 +54,10 @@ impl ThrottledAgents {
         self.0.lock().retry_times.get(agent).copied().filter(|retry_at| now < *retry_at)
     }
 
+    fn lock_retry_times(&self) -> MappedMutexGuard<'_, BTreeMap<Box<str>, Instant>> {
+        MutexGuard::map(self.0.lock(), |state| &mut state.retry_times)
+    }
+
     /// All throttled agents, by name.
     pub(super) fn snapshot(&self, now: Instant) -> Vec<(String, Duration)> {
         let mut state = self.0.lock();
@@ -62,7 +67,7 @@ impl ThrottledAgents {
 
     /// Drops all agents but these.
     pub(super) fn retain(&self, agents: impl Fn(&str) -> bool) {
-        self.0.lock().retry_times.retain(|agent, _| agents(agent));
+        blocking::retain_in_slices(|| self.lock_retry_times(), |agent| agents(agent));
     }
 
     async fn run_log(self: Arc<Self>) {

@@ -44,6 +44,8 @@ async fn generate_traffic(proxy: &TestProxy) {
 pub(super) async fn assert_accessible(browser: &mut Browser) {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/target/node/node_modules/axe-core/axe.min.js");
     let axe = std::fs::read_to_string(path).expect("`sh tests/run.sh` installs what this test needs");
+    // Before the first response it is empty, which is a violation.
+    browser.wait_for("document.querySelector('#overview-title')?.textContent !== ''").await;
     browser.eval(&format!("{axe}; true")).await;
     let script = "axe.run({ resultTypes: ['violations'] }).then(({ violations }) => violations.map(({ id, nodes }) => id + ': ' + nodes.map((node) => node.target)).join('; '))";
     assert_eq!(browser.eval(script).await, "");

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::Update;
 use crate::{
+    blocking,
     config::{AgentConfig, AgentTexts, ClientConfig},
     directory::{Agent, Client},
     text::SharedStr,
@@ -18,7 +19,7 @@ impl Update<'_> {
     ) {
         let is_of_file =
             |name: &&SharedStr| self.next.agent_by_name(name).is_some_and(|of| of.origin.is_file());
-        let known = texts.unchanged_count() + agents.keys().filter(is_of_file).count();
+        let known = texts.unchanged_count() + blocking::in_slices(agents.keys()).filter(is_of_file).count();
         if known == self.next.agent_count() {
             return;
         }
@@ -26,8 +27,8 @@ impl Update<'_> {
         let is_gone = |agent: &&Arc<Agent>| {
             agent.origin.is_file() && !agents.contains_key(&*agent.name) && !is_unchanged(&agent.name)
         };
-        let gone: Vec<_> = self.next.agents().filter(is_gone).cloned().collect();
-        for agent in gone {
+        let gone: Vec<_> = blocking::in_slices(self.next.agents()).filter(is_gone).cloned().collect();
+        for agent in blocking::in_slices(gone) {
             self.remove_agent(&agent.name);
         }
     }
@@ -43,8 +44,8 @@ impl Update<'_> {
         let is_gone = |client: &&Arc<Client>| {
             client.config.origin.is_file() && !clients.contains_key(&client.config.name)
         };
-        let gone: Vec<_> = self.next.clients().filter(is_gone).cloned().collect();
-        for client in gone {
+        let gone: Vec<_> = blocking::in_slices(self.next.clients()).filter(is_gone).cloned().collect();
+        for client in blocking::in_slices(gone) {
             self.next.remove_client(&client.config.name);
         }
     }

@@ -11,7 +11,7 @@ use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
 use super::{Call, MembersBeyond, QuotaDenied, Quotas, members};
-use crate::{config::QuotaMode, time::clock::unix_now_millis};
+use crate::{blocking, config::QuotaMode, time::clock::unix_now_millis};
 
 /// From this many calls of one worker on, they are merged at once.
 const MERGED_AT_ONCE: usize = 16_384;
@@ -42,23 +42,25 @@ pub(super) struct PendingCall {
     path: Box<str>,
     credential: Option<u64>,
     count: u32,
+    /// `count` at the last merge.
+    last_count: u32,
 }
 
 impl WorkerBuffer {
-    /// Hands over what was counted since the last time, with how often.
+    /// Hands over what was counted since the last time, with how often. Yields the CPU meanwhile: it may be much.
     pub(super) fn merge(&self, mut count: impl FnMut(&Call<'_>, u32)) {
         let mut merged = self.merged.lock();
         mem::swap(&mut *self.pending.lock(), &mut *merged);
         merged.has_new = false;
-        merged.calls.retain(|_, call| {
-            let made = mem::take(&mut call.count);
-            if made > 0 {
-                count(&call.as_call(), made);
+        for call in blocking::in_slices(merged.calls.values_mut()) {
+            call.last_count = mem::take(&mut call.count);
+            if call.last_count > 0 {
+                count(&call.as_call(), call.last_count);
             }
-            made > 0
-        });
+        }
+        merged.calls.retain(|_, call| call.last_count > 0);
         if merged.calls.len() >= MERGED_AT_ONCE {
-            merged.calls = HashMap::default();
+            blocking::in_slices(mem::take(&mut merged.calls)).for_each(drop);
         }
     }
 }
@@ -67,7 +69,7 @@ impl PendingCall {
     fn new(call: &Call<'_>) -> Self {
         let Call { agent, path, credential } = *call;
         let agent = agent.map(|(name, corpid)| (name.into(), corpid.into()));
-        Self { agent, path: path.into(), credential, count: 1 }
+        Self { agent, path: path.into(), credential, count: 1, last_count: 0 }
     }
 
     fn as_call(&self) -> Call<'_> {

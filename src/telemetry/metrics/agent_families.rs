@@ -13,9 +13,13 @@ use super::{
     registry::AgentMetrics,
     text_encoder::TextEncoder,
 };
+use crate::blocking;
 
 /// Approximate size of a page in bytes.
 const PAGE_BYTES: usize = 64 * 1024;
+
+/// Agents whose series are written between two yields of the CPU.
+const MAX_WRITTEN_AGENTS: usize = 4;
 
 /// Name, kind, help, and what writes the samples of an agent under that name.
 type MetricFamily =
@@ -89,6 +93,14 @@ impl AgentFamilies {
     pub fn new(metrics: Arc<Metrics>) -> Self {
         Self { metrics, family_index: 0, last_agent: None }
     }
+
+    /// Some agents after the last one. They are written without the lock, for which collections wait.
+    fn next_slice(&self) -> Vec<(Arc<str>, Arc<AgentMetrics>)> {
+        let after = self.last_agent.as_deref().map_or(Unbounded, Excluded);
+        let registry = self.metrics.registry.lock();
+        let rest = registry.agents.range::<str, _>((after, Unbounded));
+        rest.take(MAX_WRITTEN_AGENTS).map(|(name, counts)| (name.clone(), counts.clone())).collect()
+    }
 }
 
 impl Iterator for AgentFamilies {
@@ -96,23 +108,22 @@ impl Iterator for AgentFamilies {
 
     fn next(&mut self) -> Option<String> {
         let mut text = TextEncoder::default();
-        let registry = self.metrics.registry.lock();
         while let Some((name, kind, help, write)) = FAMILIES.get(self.family_index) {
-            let rest = match &self.last_agent {
-                Some(after) => registry.agents.range::<str, _>((Excluded(&**after), Unbounded)),
-                None => {
-                    text.begin_family(name, kind, help);
-                    registry.agents.range::<str, _>((Unbounded::<&str>, Unbounded))
-                }
-            };
-            for (agent, counts) in rest {
-                write(&mut text, name, agent, counts);
+            if self.last_agent.is_none() {
+                text.begin_family(name, kind, help);
+            }
+            let slice = self.next_slice();
+            if slice.is_empty() {
+                (self.family_index, self.last_agent) = (self.family_index + 1, None);
+            }
+            for (agent, counts) in slice {
+                write(&mut text, name, &agent, &counts);
+                self.last_agent = Some(agent);
                 if text.len() >= PAGE_BYTES {
-                    self.last_agent = Some(agent.clone());
                     return Some(text.into_string());
                 }
             }
-            (self.family_index, self.last_agent) = (self.family_index + 1, None);
+            blocking::yield_cpu();
         }
         (!text.is_empty()).then(|| text.into_string())
     }
@@ -162,7 +173,8 @@ mod tests {
         let metrics = Arc::new(Metrics::default());
         for nth in 0..AGENTS {
             let name = format!("agent-{nth}");
-            metrics.registry.lock().agents.entry(name.into()).or_default().errcodes.add(0, 1, 1);
+            let mut registry = metrics.registry.lock();
+            Arc::make_mut(registry.agents.entry(name.into()).or_default()).errcodes.add(0, 1, 1);
         }
         let pages: Vec<_> = AgentFamilies::new(metrics.clone()).collect();
         assert!(pages.iter().all(|page| page.len() < PAGE_BYTES + 8 * 1024));
@@ -178,7 +190,7 @@ mod tests {
         // Removing agents between two pages does not end the iteration.
         let mut series = AgentFamilies::new(metrics.clone());
         series.next();
-        metrics.registry.lock().retain(|agent| agent == "agent-99", |_| true);
+        metrics.retain(|agent| agent == "agent-99", |_| true);
         assert!(series.map(|page| page.matches("\"agent-99\"").count()).sum::<usize>() > 16);
     }
 }

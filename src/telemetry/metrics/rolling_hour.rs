@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{failure::FailureCounts, histogram::Histogram, pair_metrics::PairCounts};
-use crate::time::clock;
+use crate::{blocking, time::clock};
 
 const WINDOW_MINUTES: u64 = 60;
 /// Bounds the pairs of client and agent, and the errcodes per agent, of one minute.
@@ -16,11 +16,15 @@ const MAX_ENTRIES_PER_MINUTE: usize = 2000;
 
 /// The metrics collected in the last hour.
 pub(super) struct RollingHour {
-    /// Never empty; the last one is the current minute.
-    minutes: VecDeque<MinuteBucket>,
+    /// Never empty; the last one is the current minute. Shared with snapshots.
+    minutes: VecDeque<Arc<MinuteBucket>>,
 }
 
+/// The last hour at one moment.
 #[derive(Default)]
+pub struct HourSnapshot(VecDeque<Arc<MinuteBucket>>);
+
+#[derive(Clone, Default)]
 struct MinuteBucket {
     /// Minutes since 1970.
     unix_minute: u64,
@@ -86,17 +90,17 @@ pub struct HourStats {
 impl RollingHour {
     pub(super) fn new(now: SystemTime) -> Self {
         Self {
-            minutes: VecDeque::from([MinuteBucket {
+            minutes: VecDeque::from([Arc::new(MinuteBucket {
                 unix_minute: unix_minute(now),
                 ..MinuteBucket::default()
-            }]),
+            })]),
         }
     }
 
     /// Adds to the current minute.
     pub(super) fn add(&mut self, agent: &Arc<str>, client: &Arc<str>, counts: &PairCounts) {
         if let Some(minute) = self.minutes.back_mut() {
-            minute.add(agent, client, counts);
+            Arc::make_mut(minute).add(agent, client, counts);
         }
     }
 
@@ -104,16 +108,24 @@ impl RollingHour {
     pub(super) fn rotate(&mut self, now: SystemTime) {
         let current = unix_minute(now);
         if self.minutes.back().is_none_or(|last| last.unix_minute < current) {
-            self.minutes.push_back(MinuteBucket { unix_minute: current, ..MinuteBucket::default() });
+            self.minutes
+                .push_back(Arc::new(MinuteBucket { unix_minute: current, ..MinuteBucket::default() }));
         }
         while self.minutes.front().is_some_and(|first| first.unix_minute + WINDOW_MINUTES <= current) {
             self.minutes.pop_front();
         }
     }
 
-    pub(super) fn stats(&self) -> HourStats {
+    pub(super) fn snapshot(&self) -> HourSnapshot {
+        HourSnapshot(self.minutes.clone())
+    }
+}
+
+impl HourSnapshot {
+    /// Its statistics. There can be very many pairs of client and agent.
+    pub fn stats(&self) -> HourStats {
         let mut stats = HourStats::default();
-        for minute in &self.minutes {
+        for minute in &self.0 {
             minute.add_to(&mut stats);
         }
         stats
@@ -145,7 +157,7 @@ impl MinuteBucket {
         let Self { requests, failures, durations, .. } = *self;
         let started_at = SystemTime::UNIX_EPOCH + Duration::from_secs(self.unix_minute * 60);
         stats.minutes.push(MinuteStats { started_at, requests, failures, durations });
-        for ((client, agent), (requests, failures)) in &self.pairs {
+        for ((client, agent), (requests, failures)) in blocking::in_slices(&self.pairs) {
             let agent_stats = stats.agents.entry(agent.clone()).or_default();
             agent_stats.requests += requests;
             agent_stats.failures += *failures;
@@ -154,7 +166,7 @@ impl MinuteBucket {
             client_stats.last_minute = client_stats.last_minute.max(Some(started_at));
             *client_stats.requests_by_agent.entry(agent.clone()).or_default() += requests;
         }
-        for ((agent, errcode), count) in &self.errcodes {
+        for ((agent, errcode), count) in blocking::in_slices(&self.errcodes) {
             let agent_stats = stats.agents.entry(agent.clone()).or_default();
             *agent_stats.errcodes.entry(*errcode).or_default() += count;
         }

@@ -2,7 +2,7 @@
 //! an errcode that an operator has to act on, or because WeCom did not respond in time.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -12,7 +12,7 @@ use super::{
     failure::{AgentFailures, ReasonCount, TroubleReason, note_reason},
     pair_metrics::PairCounts,
 };
-use crate::{directory::Agent, time::clock};
+use crate::{blocking, directory::Agent, time::clock};
 
 /// How long a failure counts.
 const WINDOW_TTL: Duration = Duration::from_secs(5 * 60);
@@ -24,13 +24,15 @@ const MIN_REQUESTS: u64 = 5;
 
 /// The requests of the last minutes by agent.
 pub(super) struct TroubleTracker {
-    agents: HashMap<Arc<str>, AgentWindow>,
+    agents: BTreeMap<Arc<str>, AgentWindow>,
+    /// Those with failures: the others, of which there can be very many, are in no trouble.
+    failing: BTreeSet<Arc<str>>,
     /// The running period: a multiple of [`PERIOD_SECONDS`] since 1970.
     period: u64,
 }
 
 #[derive(Default)]
-struct AgentWindow {
+pub(super) struct AgentWindow {
     counted_as: Option<Box<str>>,
     /// Requests and failed ones by period, modulo [`PERIODS`].
     periods: [(u32, u32); PERIODS],
@@ -63,17 +65,21 @@ pub struct AgentTrouble {
 
 impl TroubleTracker {
     pub(super) fn new(now: SystemTime) -> Self {
-        Self { agents: HashMap::new(), period: period_of(now) }
+        Self { agents: BTreeMap::new(), failing: BTreeSet::new(), period: period_of(now) }
     }
 
     /// Adds the metrics of an agent to the running period.
     pub(super) fn add(&mut self, agent: &Agent, pair: &PairCounts) {
-        let window = match self.agents.get_mut(&*agent.name) {
+        let counted_as = Some(agent.counted_as()).filter(|counted_as| *counted_as != agent.name);
+        self.add_counts(&agent.name, counted_as, pair);
+    }
+
+    fn add_counts(&mut self, name: &str, counted_as: Option<&str>, pair: &PairCounts) {
+        let window = match self.agents.get_mut(name) {
             Some(window) => window,
-            None => self.agents.entry(agent.name.as_str().into()).or_default(),
+            None => self.agents.entry(name.into()).or_default(),
         };
-        let counted_as = agent.counted_as();
-        if counted_as != agent.name {
+        if let Some(counted_as) = counted_as {
             window.counted_as = Some(counted_as.into());
         }
         let requests = u32::try_from(pair.durations.count()).unwrap_or(u32::MAX);
@@ -82,6 +88,9 @@ impl TroubleTracker {
         if let Some(failures) = &pair.agent_failures {
             slot.1 = slot.1.saturating_add(failures.count);
             window.add_failures(failures);
+            if !self.failing.contains(name) {
+                self.failing.insert(name.into());
+            }
         }
     }
 
@@ -95,26 +104,35 @@ impl TroubleTracker {
         let passed =
             period.checked_sub(self.period).map_or(PERIODS, |passed| passed.min(PERIODS as u64) as usize);
         self.period = period;
-        for window in self.agents.values_mut() {
+        for window in blocking::in_slices(self.agents.values_mut()) {
             for ago in 0..passed {
                 window.periods[(period as usize + PERIODS - ago % PERIODS) % PERIODS] = (0, 0);
             }
             window.expire(now);
         }
-        self.agents.retain(|_, window| window.requests_and_failed().0 > 0 || !window.reasons.is_empty());
+        let is_idle = |window: &AgentWindow| window.requests_and_failed().0 == 0 && window.reasons.is_empty();
+        let idle = blocking::in_slices(&self.agents).filter(|(_, window)| is_idle(window));
+        for name in blocking::in_slices(idle.map(|(name, _)| name.clone()).collect::<Vec<_>>()) {
+            self.agents.remove(&name);
+        }
+        let is_failing =
+            |name: &Arc<str>| self.agents.get(name).is_some_and(|window| window.failing.is_some());
+        let well: Vec<_> =
+            blocking::in_slices(&self.failing).filter(|name| !is_failing(name)).cloned().collect();
+        for name in blocking::in_slices(well) {
+            self.failing.remove(&name);
+        }
     }
 
-    /// Drops the agents for which the predicate is false.
-    pub(super) fn retain(&mut self, agents: impl Fn(&str) -> bool) {
-        self.agents.retain(|name, _| agents(name));
+    /// The windows by agent, to remove some.
+    pub(super) fn agents_mut(&mut self) -> &mut BTreeMap<Arc<str>, AgentWindow> {
+        &mut self.agents
     }
 
-    /// The agents in trouble, those with the most failures first.
+    /// The agents in trouble.
     pub(super) fn troubles(&self, now: SystemTime) -> Vec<AgentTrouble> {
-        let mut troubles: Vec<_> =
-            self.agents.iter().filter_map(|(name, window)| window.trouble(name, now)).collect();
-        troubles.sort_by(|one, other| (other.failed, &one.agent).cmp(&(one.failed, &other.agent)));
-        troubles
+        let failing = blocking::in_slices(&self.failing);
+        failing.filter_map(|name| self.agents.get(name)?.trouble(name, now)).collect()
     }
 }
 
@@ -199,15 +217,15 @@ mod tests {
         }
 
         fn add(&mut self, requests: u32, failed: u32, reason: Option<TroubleReason>) {
-            let window = self.tracker.agents.entry(AGENT.into()).or_default();
-            let slot = &mut window.periods[self.tracker.period as usize % PERIODS];
-            *slot = (slot.0 + requests, slot.1 + failed);
+            let mut counts = PairCounts::default();
+            counts.durations.add(0, requests.into(), 0);
             if failed > 0 {
                 let mut failures = AgentFailures::new(self.now);
                 failures.count = failed;
                 failures.reasons.extend(reason.map(|reason| ReasonCount { reason, last_at: self.now }));
-                window.add_failures(&failures);
+                counts.agent_failures = Some(Box::new(failures));
             }
+            self.tracker.add_counts(AGENT, None, &counts);
         }
 
         fn reasons(&self) -> String {
@@ -240,7 +258,8 @@ mod tests {
         tracked.advance(1);
         assert_eq!(tracked.reasons(), "");
         tracked.advance(60);
-        assert!(tracked.tracker.agents.is_empty(), "an agent without requests is forgotten");
+        let TroubleTracker { agents, failing, .. } = &tracked.tracker;
+        assert!(agents.is_empty() && failing.is_empty(), "an agent without requests is forgotten");
     }
 
     #[test]

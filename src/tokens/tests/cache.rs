@@ -88,3 +88,21 @@ async fn changed_secret_waits_for_no_budget_unless_it_is_known() {
     assert!(!entry(false).secret_changed.load(Ordering::Relaxed));
     assert!(!entry(true).secret_changed.load(Ordering::Relaxed), "the entry was there");
 }
+
+#[tokio::test(start_paused = true)]
+async fn removed_agents_are_looked_up_without_a_lock() {
+    let fake = FakeGettoken::new(7200);
+    let cache = fake.service();
+    for agent in ["a", "b"] {
+        agent_token_with_secret(&cache, agent, "secret").current_or_fetch().await.expect("a token");
+    }
+    cache.remove(&agent_token_with_secret(&cache, "a", "secret"));
+    // A lookup that needs what is locked meanwhile would never end.
+    cache.retain_agents(|agent| {
+        assert_eq!(cache.throttled_agents(), []);
+        let counted = cache.refresh_counts().iter().any(|count| *count.agent_name == *agent);
+        agent != "a" && counted && cache.gettoken_calls().iter().any(|(name, _)| *name == *agent)
+    });
+    let names: Vec<_> = cache.gettoken_calls().iter().map(|(name, _)| name.to_string()).collect();
+    assert_eq!((names, cache.refresh_counts().len()), (vec!["b".to_owned()], 1));
+}
