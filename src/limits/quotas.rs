@@ -5,6 +5,7 @@
 //! itself. Replicas that share a store exchange what they used, so that a quota is kept approximately across them, as a
 //! rate limit is.
 
+mod buckets;
 mod counters;
 mod members;
 mod rules;
@@ -30,6 +31,7 @@ use self::{rules::Rules, tracker::Tracker, worker::WorkerBuffer};
 use crate::{
     config::{QuotaLimit, QuotaMode, QuotaScope, QuotasConfig},
     store::Store,
+    text::SharedStr,
     time::{clock::unix_now_millis, log_throttle::LogThrottle},
     wecom::quotas::MESSAGE_SEND,
 };
@@ -50,7 +52,7 @@ const WARNING_INTERVAL_MS: u64 = 3_600_000;
 #[derive(Debug, Clone, Copy)]
 pub struct Call<'a> {
     /// Name and corpid of the agent, unless the call carries a credential of its own.
-    pub agent: Option<(&'a str, &'a str)>,
+    pub agent: Option<(&'a SharedStr, &'a SharedStr)>,
     /// The normalized path.
     pub path: &'a str,
     /// Hash of the credential in the query, where that has quotas.
@@ -195,7 +197,9 @@ impl Quotas {
         let (workers, now) = (self.workers.lock().clone(), unix_now_millis());
         for worker in workers {
             let mut tracker = self.tracker.lock();
-            worker.merge(|call, count| tracker.count(call, count, now));
+            let mut of_address = None;
+            worker.merge(|call, count| tracker.count_one_of_many(call, count, now, &mut of_address));
+            tracker.count_address_calls(of_address, now);
         }
     }
 

@@ -96,7 +96,7 @@ pub(super) fn counted_call<'a>(
 ) -> Call<'a> {
     let path = target.normalized_path();
     if has_token {
-        let agent = context.agent.as_ref().map(|agent| (agent.name.as_str(), agent.corpid.as_str()));
+        let agent = context.agent.as_ref().map(|agent| (&agent.name, &agent.corpid));
         return Call { agent, path, credential: None };
     }
     let key =

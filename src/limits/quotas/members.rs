@@ -5,7 +5,6 @@ use std::{
     collections::{HashMap, HashSet},
     hash::BuildHasher,
     mem,
-    sync::Arc,
 };
 
 use foldhash::fast::RandomState;
@@ -16,7 +15,7 @@ use super::{
     rules::{CallQuotas, Rules},
     window::Window,
 };
-use crate::config::QuotaScope;
+use crate::{config::QuotaScope, text::SharedStr};
 
 const MAX_MEMBERS: usize = 32_768;
 /// Members of one message that are counted, as many as WeCom takes: bounds how long others wait for the lock.
@@ -66,7 +65,7 @@ impl Members {
     /// Applies changed rows; what was counted stays.
     pub(super) fn set_rules(&mut self, rules: &Rules) {
         for counter in self.counters.iter_mut() {
-            counter.set_limits(&rules.quotas_of(&counter.path));
+            counter.set_limits(&rules.quotas_of(&counter.path, 0));
         }
     }
 
@@ -95,13 +94,12 @@ impl Members {
         members: &[Member<'a>],
         now: u64,
     ) -> Option<MembersBeyond<'a>> {
-        let agent = call.agent.map_or("", |(agent, _)| agent);
+        let agent = call.agent.map(|(agent, _)| agent);
         let (mut beyond, mut fullest): (Option<MembersBeyond<'a>>, (f64, u64)) = (None, (0.0, 0));
         for &(key, name) in limited(quotas, members) {
             // Without the name: what is kept says nothing of who is written to.
-            let subject = Subject { key, name: "", credential: 0, agent };
-            let (_, counter) = self.counters.entry(subject, quotas, QuotaScope::Member, now);
-            counter.add(now, 1);
+            let subject = Subject { key, name: None, credential: 0, agent };
+            let (_, counter) = self.counters.count(subject, quotas, QuotaScope::Member, 1, now);
             if let Some(window) = counter.windows.iter().find(|window| window.is_exceeded()) {
                 beyond.get_or_insert_with(|| first_beyond(name, window)).count += 1;
             }
@@ -111,18 +109,19 @@ impl Members {
             }
         }
         if fullest.0 >= WARNING_RATIO {
-            self.warn(agent, fullest.1, now);
+            self.warn(fullest.1, now);
         }
         beyond
     }
 
     /// Warns of a counter, once an hour for an application and a call.
-    fn warn(&mut self, agent: &str, key: u64, now: u64) {
+    fn warn(&mut self, key: u64, now: u64) {
         let Some(counter) = self.counters.find(key) else { return };
         if self.warned_at.len() >= MAX_WARNED {
             self.warned_at.clear();
         }
-        let warned_at = self.warned_at.entry(self.hasher.hash_one((agent, &counter.path))).or_insert(0);
+        let warned_at =
+            self.warned_at.entry(self.hasher.hash_one((&counter.agent, &counter.path))).or_insert(0);
         if now.saturating_sub(*warned_at) >= WARNING_INTERVAL_MS {
             *warned_at = now;
             self.warnings.extend(counter.usage(now));
@@ -140,7 +139,7 @@ impl Members {
 
     /// The fullest member of each application and call, if at least this share is used.
     pub(super) fn report(&mut self, min_ratio: f64, now: u64) -> Vec<QuotaUsage> {
-        let mut fullest = HashMap::<(Arc<str>, Arc<str>), QuotaUsage>::new();
+        let mut fullest = HashMap::<(Option<SharedStr>, SharedStr), QuotaUsage>::new();
         for counter in self.counters.iter_mut() {
             counter.advance(now);
             let (ratio, key) = (counter.ratio(), (counter.agent.clone(), counter.path.clone()));
@@ -167,7 +166,7 @@ fn limited<'m, 'a>(quotas: &CallQuotas, members: &'m [Member<'a>]) -> &'m [Membe
 }
 
 fn first_beyond<'a>(member: &'a str, window: &Window) -> MembersBeyond<'a> {
-    let per = match window.per.as_secs() {
+    let per = match window.per().as_secs() {
         1 => "second",
         60 => "minute",
         3600 => "hour",

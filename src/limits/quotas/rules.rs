@@ -1,9 +1,10 @@
 //! Which quotas a call has: the built-in table with the rows of `[[quotas.limit]]`.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     config::{PathPattern, QuotaLimit, QuotaScope},
+    text::SharedStr,
     wecom::quotas::QUOTAS,
 };
 
@@ -23,7 +24,9 @@ struct Rule {
 /// The quotas of one call: for each scope its limits, the smallest of each window.
 #[derive(Debug)]
 pub(super) struct CallQuotas {
-    pub(super) path: Arc<str>,
+    pub(super) path: SharedStr,
+    /// In place of the path in hashes.
+    pub(super) path_hash: u64,
     pub(super) scopes: Vec<(QuotaScope, Vec<(u32, Duration)>)>,
 }
 
@@ -55,7 +58,7 @@ impl Rules {
         Self(built_in.chain(configured).collect())
     }
 
-    pub(super) fn quotas_of(&self, path: &str) -> CallQuotas {
+    pub(super) fn quotas_of(&self, path: &str, path_hash: u64) -> CallQuotas {
         let mut scopes = BTreeMap::<QuotaScope, BTreeMap<Duration, u32>>::new();
         for rule in self.0.iter().filter(|rule| rule.path.matches(path) && !rule.except.contains(&path)) {
             let limit = scopes.entry(rule.per).or_default().entry(rule.window).or_insert(rule.limit);
@@ -64,7 +67,7 @@ impl Rules {
         let scopes = scopes.into_iter().map(|(scope, limits)| {
             (scope, limits.into_iter().map(|(window, limit)| (limit, window)).collect())
         });
-        CallQuotas { path: path.into(), scopes: scopes.collect() }
+        CallQuotas { path: path.into(), path_hash, scopes: scopes.collect() }
     }
 }
 
@@ -85,7 +88,7 @@ mod tests {
     }
 
     fn corp_limits(rules: &Rules, path: &str) -> Vec<(u32, Duration)> {
-        let found = rules.quotas_of(path).scopes.into_iter().find(|(scope, _)| *scope == QuotaScope::Corp);
+        let found = rules.quotas_of(path, 0).scopes.into_iter().find(|(scope, _)| *scope == QuotaScope::Corp);
         found.map(|(_, limits)| limits).unwrap_or_default()
     }
 
@@ -95,10 +98,10 @@ mod tests {
         assert_eq!(corp_limits(&rules, "/cgi-bin/user/get"), [(10_000, MINUTE), (150_000, HOUR)]);
         assert_eq!(corp_limits(&rules, "/cgi-bin/oa/approval/x"), [(600, MINUTE), (150_000, HOUR)]);
         assert_eq!(corp_limits(&rules, "/cgi-bin/security/member_oper_log/list")[0], (600, MINUTE));
-        let scopes = rules.quotas_of("/cgi-bin/message/send").scopes;
+        let scopes = rules.quotas_of("/cgi-bin/message/send", 0).scopes;
         let member = (QuotaScope::Member, vec![(30, MINUTE), (1000, HOUR)]);
         assert_eq!(scopes, [(QuotaScope::Agent, vec![(UNKNOWN_LIMIT, DAY)]), member]);
-        let scopes = rules.quotas_of("/cgi-bin/webhook/send").scopes;
+        let scopes = rules.quotas_of("/cgi-bin/webhook/send", 0).scopes;
         assert!(scopes.contains(&(QuotaScope::Credential, vec![(20, MINUTE)])));
     }
 
@@ -111,7 +114,7 @@ mod tests {
         ]);
         assert_eq!(corp_limits(&rules, "/cgi-bin/user/get"), [(40_000, MINUTE), (150_000, HOUR)]);
         assert_eq!(corp_limits(&rules, "/cgi-bin/oa/applyevent")[0], (300, MINUTE), "the smaller one");
-        let scopes = rules.quotas_of("/cgi-bin/oa/applyevent").scopes;
+        let scopes = rules.quotas_of("/cgi-bin/oa/applyevent", 0).scopes;
         assert!(scopes.contains(&(QuotaScope::Agent, vec![(60, MINUTE)])));
     }
 }

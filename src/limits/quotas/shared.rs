@@ -32,8 +32,8 @@ impl Quotas {
             let (mut tracker, now) = (self.tracker.lock(), unix_now_millis());
             for (nth, Unreported { slot, counter, per, count }) in unreported.iter().enumerate() {
                 let found = tracker.counter(*slot).filter(|found| found.name() == *counter);
-                let windows = found.into_iter().flat_map(|found| &mut found.windows);
-                for window in windows.filter(|window| window.per == *per) {
+                let windows = found.into_iter().flat_map(|found| found.windows.iter_mut());
+                for window in windows.filter(|window| window.per() == *per) {
                     match totals.as_ref().and_then(|totals| totals.get(nth)) {
                         Some(total) => window.set_total(u32::try_from(*total).unwrap_or(0), now),
                         None => window.unreported = window.unreported.saturating_add(count.calls),
@@ -48,15 +48,20 @@ impl Quotas {
         for slot in changed {
             let Some(found) = tracker.counter(*slot) else { continue };
             let counter = found.name();
-            for window in &mut found.windows {
+            for window in found.windows.iter_mut() {
                 if u64::from(window.own()) * 100 < u64::from(window.limit) * MIN_SHARED_PERCENT {
                     continue;
                 }
                 let calls = mem::take(&mut window.unreported);
                 let (bucket_ms, lifetime, offset_ms) = window.shared_buckets();
-                let name = format!("{counter}:{}", window.per.as_secs());
+                let name = format!("{counter}:{}", window.per().as_secs());
                 let count = QuotaCount { name, bucket_ms, lifetime, offset_ms, calls };
-                unreported.push(Unreported { slot: *slot, counter: counter.clone(), per: window.per, count });
+                unreported.push(Unreported {
+                    slot: *slot,
+                    counter: counter.clone(),
+                    per: window.per(),
+                    count,
+                });
             }
         }
         unreported

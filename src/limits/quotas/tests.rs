@@ -1,5 +1,7 @@
 //! Quotas as workers see them.
 
+use std::{cell::RefCell, collections::HashMap};
+
 use super::*;
 use crate::config::{PathPattern, QuotaScope, RateLimit};
 
@@ -15,8 +17,18 @@ fn quotas(mode: QuotaMode, limits: &[(&'static str, QuotaScope, u32)]) -> Arc<Qu
     Quotas::new(&QuotasConfig { mode, limits: limits.collect() })
 }
 
-fn call<'a>(agent: &'a str, corpid: &'a str, path: &'a str) -> Call<'a> {
-    Call { agent: Some((agent, corpid)), path, credential: None }
+/// The text as those that stay for the whole test.
+fn shared(text: &str) -> &'static SharedStr {
+    thread_local! {
+        static KNOWN: RefCell<HashMap<String, &'static SharedStr>> = RefCell::default();
+    }
+    KNOWN.with_borrow_mut(|known| {
+        *known.entry(text.to_owned()).or_insert_with(|| Box::leak(Box::new(text.into())))
+    })
+}
+
+fn call<'a>(agent: &str, corpid: &str, path: &'a str) -> Call<'a> {
+    Call { agent: Some((shared(agent), shared(corpid))), path, credential: None }
 }
 
 #[test]
@@ -48,6 +60,19 @@ fn calls_after_a_merge_are_counted_again() {
         (0..calls).for_each(|_| worker.count(&call("hr", "ww1", USER_GET)));
         assert_eq!(quotas.report()[0].used, used);
     }
+}
+
+#[test]
+fn calls_whose_entries_are_not_found_again_are_counted() {
+    let quotas = quotas(QuotaMode::Observe, &[(USER_GET, QuotaScope::Corp, 60_000)]);
+    let worker = WorkerQuotas::new(&quotas);
+    // More agents than a worker finds again, each of them called once in each round.
+    for _ in 0..3 {
+        for nth in 0..20_000 {
+            worker.count(&call(&format!("agent-{nth}"), "ww1", USER_GET));
+        }
+    }
+    assert_eq!(quotas.report()[0].used, 60_000);
 }
 
 #[tokio::test(start_paused = true)]

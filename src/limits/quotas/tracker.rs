@@ -10,9 +10,9 @@ use super::{
     members::{Member, Members},
     rules::{CallQuotas, Rules},
 };
-use crate::config::QuotaScope;
+use crate::{config::QuotaScope, text::SharedStr};
 
-/// Bounds of the memory: about 250 bytes for a counter that is little used, 1.5 KiB for one in use all the time.
+/// Bounds of the memory: about 220 bytes for a counter that is little used, 1.5 KiB for one in use all the time.
 const MAX_COUNTERS: usize = 32_768;
 /// Bounds the paths whose quotas are kept; callers choose paths.
 const MAX_CALLS: usize = 4_096;
@@ -21,7 +21,9 @@ const MAX_CALLS: usize = 4_096;
 #[derive(Debug)]
 pub(super) struct Tracker {
     rules: Rules,
-    calls: HashMap<Box<str>, Arc<CallQuotas>, RandomState>,
+    calls: HashMap<SharedStr, Arc<CallQuotas>, RandomState>,
+    /// Those of the last call: many calls in a row have the same path.
+    last_quotas: Option<Arc<CallQuotas>>,
     counters: Counters,
     members: Members,
     /// Slots of counters that changed since the last [`Self::take_changed`].
@@ -29,11 +31,20 @@ pub(super) struct Tracker {
     hasher: RandomState,
 }
 
+/// Calls with one path that are to be counted for the address.
+pub(super) struct AddressCalls {
+    quotas: Arc<CallQuotas>,
+    /// The agent of the first one.
+    agent: Option<SharedStr>,
+    count: u32,
+}
+
 impl Tracker {
     pub(super) fn new(rules: Rules) -> Self {
         Self {
             rules,
             calls: HashMap::default(),
+            last_quotas: None,
             counters: Counters::new(MAX_COUNTERS),
             members: Members::new(),
             changed: Vec::new(),
@@ -45,9 +56,10 @@ impl Tracker {
     pub(super) fn set_rules(&mut self, rules: Rules) {
         self.rules = rules;
         self.calls.clear();
+        self.last_quotas = None;
         let Self { rules, counters, members, .. } = self;
         for counter in counters.iter_mut() {
-            counter.set_limits(&rules.quotas_of(&counter.path));
+            counter.set_limits(&rules.quotas_of(&counter.path, 0));
         }
         members.set_rules(rules);
     }
@@ -56,12 +68,54 @@ impl Tracker {
     pub(super) fn count(&mut self, call: &Call<'_>, count: u32, now: u64) {
         let quotas = self.quotas_of(call.path);
         for (scope, _) in &quotas.scopes {
-            let Some(subject) = self.subject(call, &quotas, *scope) else { continue };
-            let (slot, counter) = self.counters.entry(subject, &quotas, *scope, now);
-            counter.add(now, count);
-            if !mem::replace(&mut counter.is_changed, true) {
-                self.changed.push(slot as u32);
+            if let Some(subject) = self.subject(call, &quotas, *scope) {
+                self.add(subject, &quotas, *scope, count, now);
             }
+        }
+    }
+
+    /// The same for one of very many calls. Those of an address are added up, as long as the path is the same;
+    /// [`Self::count_address_calls`] counts the last of them.
+    pub(super) fn count_one_of_many(
+        &mut self,
+        call: &Call<'_>,
+        count: u32,
+        now: u64,
+        of_address: &mut Option<AddressCalls>,
+    ) {
+        let quotas = self.quotas_of(call.path);
+        for (scope, _) in &quotas.scopes {
+            if *scope != QuotaScope::Address {
+                if let Some(subject) = self.subject(call, &quotas, *scope) {
+                    self.add(subject, &quotas, *scope, count, now);
+                }
+                continue;
+            }
+            match of_address {
+                Some(calls) if Arc::ptr_eq(&calls.quotas, &quotas) => {
+                    calls.count = calls.count.saturating_add(count);
+                }
+                _ => {
+                    let agent = call.agent.map(|(agent, _)| agent.clone());
+                    let calls = AddressCalls { quotas: quotas.clone(), agent, count };
+                    self.count_address_calls(of_address.replace(calls), now);
+                }
+            }
+        }
+    }
+
+    /// Counts calls of the address.
+    pub(super) fn count_address_calls(&mut self, calls: Option<AddressCalls>, now: u64) {
+        let Some(AddressCalls { quotas, agent, count }) = calls else { return };
+        let key = self.key(QuotaScope::Address, None, 0, &quotas);
+        let subject = Subject { key, name: None, credential: 0, agent: agent.as_ref() };
+        self.add(subject, &quotas, QuotaScope::Address, count, now);
+    }
+
+    fn add(&mut self, subject: Subject<'_>, quotas: &CallQuotas, scope: QuotaScope, count: u32, now: u64) {
+        let (slot, counter) = self.counters.count(subject, quotas, scope, count, now);
+        if !mem::replace(&mut counter.is_changed, true) {
+            self.changed.push(slot as u32);
         }
     }
 
@@ -101,7 +155,7 @@ impl Tracker {
         let mut fullest = None;
         for (scope, _) in &quotas.scopes {
             let Some(subject) = self.subject(call, &quotas, *scope) else { continue };
-            let (_, counter) = self.counters.entry(subject, &quotas, *scope, now);
+            let counter = self.counters.entry(subject, &quotas, *scope, now);
             counter.advance(now);
             if fullest.is_none_or(|(_, ratio)| counter.ratio() > ratio) {
                 fullest = Some((subject.key, counter.ratio()));
@@ -110,8 +164,9 @@ impl Tracker {
         let counter = fullest.and_then(|(key, _)| self.counters.find(key))?;
         let ends_at = counter.fullest()?.block_ends_at(now);
         let was_held = counter.held_until > now;
-        counter.held_until = counter.held_until.max(ends_at);
-        counter.usage(now).filter(|_| !was_held)
+        let key = fullest.map(|(key, _)| key)?;
+        self.counters.hold(key, ends_at, now);
+        self.counters.find(key)?.usage(now).filter(|_| !was_held)
     }
 
     /// Counts a message to members. Returns those whose limit it passes.
@@ -179,29 +234,39 @@ impl Tracker {
     }
 
     fn quotas_of(&mut self, path: &str) -> Arc<CallQuotas> {
-        if let Some(known) = self.calls.get(path) {
-            return known.clone();
+        if let Some(last) = self.last_quotas.as_ref().filter(|last| last.path == *path) {
+            return last.clone();
         }
-        if self.calls.len() >= MAX_CALLS {
-            self.calls.clear();
-        }
-        let quotas = Arc::new(self.rules.quotas_of(path));
-        self.calls.insert(path.into(), quotas.clone());
+        let quotas = match self.calls.get(path) {
+            Some(known) => known.clone(),
+            None => {
+                if self.calls.len() >= MAX_CALLS {
+                    self.calls.clear();
+                }
+                let quotas = Arc::new(self.rules.quotas_of(path, self.hasher.hash_one(path)));
+                self.calls.insert(quotas.path.clone(), quotas.clone());
+                quotas
+            }
+        };
+        self.last_quotas = Some(quotas.clone());
         quotas
     }
 
     /// Who is counted in a scope; `None` if the call is not counted there.
     fn subject<'a>(&self, call: &Call<'a>, quotas: &CallQuotas, scope: QuotaScope) -> Option<Subject<'a>> {
-        let agent = call.agent.map_or("", |(agent, _)| agent);
         let (name, credential) = match scope {
-            QuotaScope::Corp => (call.agent?.1, 0),
-            QuotaScope::Agent => (call.agent?.0, 0),
-            QuotaScope::Address => ("", 0),
-            QuotaScope::Credential => ("", call.credential?),
+            QuotaScope::Corp => (Some(call.agent?.1), 0),
+            QuotaScope::Agent => (Some(call.agent?.0), 0),
+            QuotaScope::Address => (None, 0),
+            QuotaScope::Credential => (None, call.credential?),
             QuotaScope::Member => return None,
         };
-        let key = self.hasher.hash_one((scope, name, credential, &*quotas.path));
-        Some(Subject { key, name, credential, agent })
+        let key = self.key(scope, name, credential, quotas);
+        Some(Subject { key, name, credential, agent: call.agent.map(|(agent, _)| agent) })
+    }
+
+    fn key(&self, scope: QuotaScope, name: Option<&SharedStr>, credential: u64, quotas: &CallQuotas) -> u64 {
+        self.hasher.hash_one((name, credential, quotas.path_hash ^ scope as u64))
     }
 
     #[cfg(test)]

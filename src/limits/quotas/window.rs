@@ -1,7 +1,8 @@
 //! How much of one quota is used.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{num::NonZeroU32, time::Duration};
 
+use super::buckets::Buckets;
 use crate::{
     config::QuotaScope,
     wecom::quotas::{DAY, UNKNOWN_LIMIT},
@@ -10,6 +11,9 @@ use crate::{
 /// Buckets of a window. One more is counted than fits, so that the count is an upper bound of every window of that
 /// length, wherever WeCom's begin and whether they slide or not.
 const BUCKETS: u64 = 60;
+/// While at most this share of a limit is used, all of it is counted as if used last: no time matters yet, and buckets
+/// would take memory for very many counters.
+const ONE_BUCKET_PERCENT: u64 = 1;
 /// The same where replicas count together.
 const SHARED_BUCKETS: u64 = 12;
 /// The offset of Beijing's days, which begin 8 h before those of UTC.
@@ -19,9 +23,9 @@ const BEIJING_OFFSET_MS: u64 = 8 * 3600 * 1000;
 #[derive(Debug)]
 pub(super) struct Window {
     pub(super) limit: u32,
-    pub(super) per: Duration,
-    /// Number of a bucket and its count, oldest first.
-    buckets: VecDeque<(u64, u32)>,
+    /// Seconds.
+    per: NonZeroU32,
+    buckets: Buckets,
     used: u32,
     /// What other replicas used, by the last exchange, and until when that counts.
     elsewhere: u32,
@@ -34,13 +38,18 @@ impl Window {
     pub(super) fn new(limit: u32, per: Duration) -> Self {
         Self {
             limit,
-            per,
-            buckets: VecDeque::new(),
+            per: u32::try_from(per.as_secs()).ok().and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN),
+            buckets: Buckets::default(),
             used: 0,
             elsewhere: 0,
             elsewhere_until: 0,
             unreported: 0,
         }
+    }
+
+    /// Its length.
+    pub(super) fn per(&self) -> Duration {
+        Duration::from_secs(self.per.get().into())
     }
 
     /// With another limit; what was counted stays.
@@ -50,7 +59,7 @@ impl Window {
 
     /// The quota as text: `corp 600/m /cgi-bin/oa/applyevent`.
     pub(super) fn describe(&self, scope: QuotaScope, path: &str) -> String {
-        let unit = match self.per.as_secs() {
+        let unit = match self.per.get() {
             1 => "s",
             60 => "m",
             3600 => "h",
@@ -76,11 +85,15 @@ impl Window {
 
     /// A day ends at midnight; other windows may begin any time.
     fn is_day(&self) -> bool {
-        self.per == DAY
+        self.per() == DAY
+    }
+
+    fn per_ms(&self) -> u64 {
+        u64::from(self.per.get()) * 1000
     }
 
     fn bucket_ms(&self) -> u64 {
-        let ms = self.per.as_millis() as u64;
+        let ms = self.per_ms();
         // Rounded up: shorter buckets would end before WeCom's window does.
         if self.is_day() { ms } else { ms.div_ceil(BUCKETS) }
     }
@@ -103,18 +116,21 @@ impl Window {
 
     /// Forgets what no longer counts.
     pub(super) fn advance(&mut self, now: u64) {
+        self.advance_to(now, self.bucket_at(now));
+    }
+
+    fn advance_to(&mut self, now: u64, current: u64) {
         // After the clock was set back, times far ahead would be kept for as long as it was set back.
         if now >= self.elsewhere_until || self.elsewhere_until > now + self.elsewhere_ms() {
             self.elsewhere = 0;
         }
-        let current = self.bucket_at(now);
-        while let Some((bucket, count)) = self.buckets.back().copied()
+        while let Some((bucket, count)) = self.buckets.back()
             && bucket > current + 1
         {
             self.used -= count;
             self.buckets.pop_back();
         }
-        while let Some((bucket, count)) = self.buckets.front().copied()
+        while let Some((bucket, count)) = self.buckets.front()
             && bucket + self.lifetime() < current
         {
             self.used -= count;
@@ -123,16 +139,13 @@ impl Window {
     }
 
     pub(super) fn add(&mut self, now: u64, count: u32) {
-        self.advance(now);
         let current = self.bucket_at(now);
+        self.advance_to(now, current);
         let count = count.min(u32::MAX - self.used);
         self.used += count;
         self.unreported = self.unreported.saturating_add(count);
-        match self.buckets.back_mut() {
-            // Also where the clock was set back by less than a bucket.
-            Some((bucket, counted)) if *bucket >= current => *counted += count,
-            _ => self.buckets.push_back((current, count)),
-        }
+        let is_little = u64::from(self.used) * 100 <= u64::from(self.limit) * ONE_BUCKET_PERCENT;
+        self.buckets.add(current, count, is_little);
     }
 
     /// Takes over what all replicas together used.
@@ -144,7 +157,7 @@ impl Window {
 
     /// How long a total of all replicas counts.
     fn elsewhere_ms(&self) -> u64 {
-        (self.per.as_millis() as u64 / 6).max(1)
+        (self.per_ms() / 6).max(1)
     }
 
     /// What this replica used, as of the last `advance` or `add`.
@@ -169,10 +182,10 @@ impl Window {
     /// When it will no longer be nearly spent, if nothing is added.
     pub(super) fn frees_at(&self, now: u64) -> u64 {
         let mut used = u64::from(self.used());
-        for (bucket, count) in &self.buckets {
-            used -= u64::from(*count);
+        for (bucket, count) in self.buckets.iter() {
+            used -= u64::from(count);
             if used * 10 < u64::from(self.limit) * 9 {
-                return self.end_of(*bucket);
+                return self.end_of(bucket);
             }
         }
         // Used elsewhere.
@@ -182,7 +195,7 @@ impl Window {
     /// The buckets in which replicas count together, fewer than here: milliseconds, how many after its own a call counts,
     /// and by how many milliseconds they begin before the epoch.
     pub(super) fn shared_buckets(&self) -> (u64, u64, u64) {
-        let ms = self.per.as_millis() as u64;
+        let ms = self.per_ms();
         if self.is_day() {
             (ms, 0, BEIJING_OFFSET_MS)
         } else {
@@ -192,7 +205,7 @@ impl Window {
 
     /// When a block by WeCom that begins now ends: it lasts as long as the window.
     pub(super) fn block_ends_at(&self, now: u64) -> u64 {
-        if self.is_day() { self.end_of(self.bucket_at(now)) } else { now + self.per.as_millis() as u64 }
+        if self.is_day() { self.end_of(self.bucket_at(now)) } else { now + self.per_ms() }
     }
 
     /// The time until it will be spent at the rate of the last sixth of the window; `None` if it will not be.
@@ -205,13 +218,13 @@ impl Window {
             .buckets
             .iter()
             .filter(|(bucket, _)| *bucket >= first)
-            .map(|(_, count)| u64::from(*count))
+            .map(|(_, count)| u64::from(count))
             .sum();
         let begin =
             (first * self.bucket_ms()).saturating_sub(if self.is_day() { BEIJING_OFFSET_MS } else { 0 });
         let elapsed = now.saturating_sub(begin).max(1);
         let at_this_rate = u64::from(left).checked_mul(elapsed)?.checked_div(recent)?;
-        let sustained = recent * self.per.as_millis() as u64 / elapsed;
+        let sustained = recent * self.per_ms() / elapsed;
         let ends =
             if self.is_day() { self.end_of(self.bucket_at(now)).saturating_sub(now) } else { u64::MAX };
         let is_spent = at_this_rate < ends && (self.is_day() || sustained > u64::from(self.limit));
@@ -240,7 +253,26 @@ mod tests {
         window.advance(frees_at);
         assert!(!window.is_nearly_spent());
         window.advance(1_071_000);
-        assert_eq!((window.used(), window.buckets.len()), (0, 0));
+        assert_eq!((window.used(), window.buckets.iter().count()), (0, 0));
+    }
+
+    #[test]
+    fn little_use_takes_one_bucket_and_ends_a_window_after_the_last() {
+        let mut window = Window::new(1000, MINUTE);
+        for second in 0..10 {
+            window.add(1_000_000 + second * 1000, 1);
+        }
+        assert!(window.buckets.iter().count() == 1);
+        window.advance(1_068_000);
+        assert_eq!(window.used(), 10);
+        window.advance(1_071_000);
+        assert_eq!(window.used(), 0);
+        for second in 0..20 {
+            window.add(1_100_000 + second * 1000, 1);
+        }
+        assert_eq!((window.used(), window.buckets.iter().count()), (20, 11));
+        window.advance(1_100_000 + 76_000);
+        assert_eq!(window.used(), 4, "beyond one percent, each call has its own time");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What one worker counts.
 
 use std::{
-    collections::HashMap,
+    cell::RefCell,
     hash::BuildHasher,
     mem,
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -11,39 +11,44 @@ use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
 use super::{Call, MembersBeyond, QuotaDenied, Quotas, members};
-use crate::{blocking, config::QuotaMode, time::clock::unix_now_millis};
+use crate::{blocking, config::QuotaMode, text::SharedStr, time::clock::unix_now_millis};
 
-/// From this many calls of one worker on, they are merged at once.
-const MERGED_AT_ONCE: usize = 16_384;
-/// Bounds the calls of one worker that wait to be merged; further ones are not counted.
-const MAX_PENDING: usize = 4 * MERGED_AT_ONCE;
+/// From this many entries of one worker on, they are merged at once.
+const MERGED_AT_ONCE: usize = 4_096;
+/// Bounds the entries of one worker that wait to be merged; the calls of further ones are not counted.
+const MAX_PENDING: usize = 16 * MERGED_AT_ONCE;
+/// Calls whose entries are found again. An entry that is not found is followed by another one of the same call, and both
+/// are merged.
+const FOUND_CALLS: usize = 4_096;
+/// Paths whose text a worker has once.
+const KNOWN_PATHS: usize = 64;
 
-/// What a worker has counted, and what is merged of it. Two maps, so that a merge stops no worker.
+/// What a worker has counted, and what is merged of it. Two lists, so that a merge stops no worker.
 #[derive(Debug, Default)]
 pub(super) struct WorkerBuffer {
     /// Contended by the merge only.
-    pending: Mutex<PendingCalls>,
-    /// Used by the merge only. Between merges, its counts are 0: entries are kept, so that a call that is made again
-    /// allocates nothing.
-    merged: Mutex<PendingCalls>,
+    pending: Mutex<Vec<PendingCall>>,
+    /// Used by the merge only; empty between merges.
+    merged: Mutex<Vec<PendingCall>>,
 }
 
-/// Calls that are not merged yet, by hash of agent, path and credential.
-#[derive(Debug, Default)]
-struct PendingCalls {
-    calls: HashMap<u64, PendingCall, RandomState>,
-    has_new: bool,
-}
-
-/// A call, and how often it was made since the last merge.
+/// A call, and how often it was made since the last merge. Its texts are those of the agent and of the worker's paths,
+/// because with very many agents almost every request adds an entry.
 #[derive(Debug)]
-pub(super) struct PendingCall {
-    agent: Option<(Box<str>, Box<str>)>,
-    path: Box<str>,
+struct PendingCall {
+    key: u64,
+    agent: Option<(SharedStr, SharedStr)>,
+    path: SharedStr,
     credential: Option<u64>,
     count: u32,
-    /// `count` at the last merge.
-    last_count: u32,
+}
+
+/// How a worker finds its entries and paths again.
+#[derive(Debug)]
+struct KnownCalls {
+    /// The positions of entries, by hash. One may be of another call, or of one that is merged.
+    positions: Box<[u16; FOUND_CALLS]>,
+    paths: [Option<SharedStr>; KNOWN_PATHS],
 }
 
 impl WorkerBuffer {
@@ -51,30 +56,28 @@ impl WorkerBuffer {
     pub(super) fn merge(&self, mut count: impl FnMut(&Call<'_>, u32)) {
         let mut merged = self.merged.lock();
         mem::swap(&mut *self.pending.lock(), &mut *merged);
-        merged.has_new = false;
-        for call in blocking::in_slices(merged.calls.values_mut()) {
-            call.last_count = mem::take(&mut call.count);
-            if call.last_count > 0 {
-                count(&call.as_call(), call.last_count);
-            }
+        for call in blocking::in_slices(merged.drain(..)) {
+            count(&call.as_call(), call.count);
         }
-        merged.calls.retain(|_, call| call.last_count > 0);
-        if merged.calls.len() >= MERGED_AT_ONCE {
-            blocking::in_slices(mem::take(&mut merged.calls)).for_each(drop);
-        }
+        merged.shrink_to(MERGED_AT_ONCE);
     }
 }
 
 impl PendingCall {
-    fn new(call: &Call<'_>) -> Self {
-        let Call { agent, path, credential } = *call;
-        let agent = agent.map(|(name, corpid)| (name.into(), corpid.into()));
-        Self { agent, path: path.into(), credential, count: 1, last_count: 0 }
-    }
-
     fn as_call(&self) -> Call<'_> {
-        let agent = self.agent.as_ref().map(|(name, corpid)| (&**name, &**corpid));
+        let agent = self.agent.as_ref().map(|(name, corpid)| (name, corpid));
         Call { agent, path: &self.path, credential: self.credential }
+    }
+}
+
+impl KnownCalls {
+    /// The text of a path, which other entries share.
+    fn path(&mut self, path: &str, hash: u64) -> SharedStr {
+        let known = &mut self.paths[hash as usize % KNOWN_PATHS];
+        match known {
+            Some(known) if *known == *path => known.clone(),
+            _ => known.insert(path.into()).clone(),
+        }
     }
 }
 
@@ -83,6 +86,7 @@ impl PendingCall {
 pub struct WorkerQuotas {
     quotas: Arc<Quotas>,
     buffer: Arc<WorkerBuffer>,
+    known: RefCell<KnownCalls>,
     hasher: RandomState,
 }
 
@@ -91,7 +95,9 @@ impl WorkerQuotas {
     pub fn new(quotas: &Arc<Quotas>) -> Self {
         let buffer = Arc::<WorkerBuffer>::default();
         quotas.workers.lock().push(buffer.clone());
-        Self { quotas: quotas.clone(), buffer, hasher: RandomState::default() }
+        let known =
+            KnownCalls { positions: Box::new([0; FOUND_CALLS]), paths: [const { None }; KNOWN_PATHS] };
+        Self { quotas: quotas.clone(), buffer, known: RefCell::new(known), hasher: RandomState::default() }
     }
 
     /// What is done about quotas.
@@ -101,23 +107,36 @@ impl WorkerQuotas {
 
     /// Counts a call that is made now.
     pub fn count(&self, call: &Call<'_>) {
-        let agent = call.agent.map_or("", |(name, _)| name);
-        let key = self.hasher.hash_one((agent, call.path, call.credential.unwrap_or_default()));
+        // By the address of the name: an entry keeps the name, so no other one comes to lie there.
+        let agent = call.agent.map_or(0, |(name, _)| name.as_ptr().addr());
+        let path_hash = self.hasher.hash_one(call.path);
+        let key = path_hash ^ self.hasher.hash_one((agent, call.credential.unwrap_or_default()));
+        let mut known_calls = self.known.borrow_mut();
+        let position = &mut known_calls.positions[key as usize % FOUND_CALLS];
         let mut pending = self.buffer.pending.lock();
-        let is_first = !mem::replace(&mut pending.has_new, true);
-        let mut is_full = false;
-        if let Some(known) = pending.calls.get_mut(&key) {
+        if let Some(known) = pending.get_mut(usize::from(*position)).filter(|known| known.key == key) {
             known.count = known.count.saturating_add(1);
-        } else if pending.calls.len() < MAX_PENDING {
-            pending.calls.insert(key, PendingCall::new(call));
-            is_full = pending.calls.len() == MERGED_AT_ONCE;
+            return;
         }
+        let count = pending.len();
+        if count >= MAX_PENDING {
+            return;
+        }
+        *position = count as u16;
+        let Call { agent, path, credential } = *call;
+        let agent = agent.map(|(name, corpid)| (name.clone(), corpid.clone()));
+        pending.push(PendingCall {
+            key,
+            agent,
+            path: known_calls.path(path, path_hash),
+            credential,
+            count: 1,
+        });
         drop(pending);
-        if is_first {
-            self.quotas.has_pending.notify_one();
-        }
-        if is_full {
-            self.quotas.has_full_buffer.notify_one();
+        match count + 1 {
+            1 => self.quotas.has_pending.notify_one(),
+            MERGED_AT_ONCE => self.quotas.has_full_buffer.notify_one(),
+            _ => {}
         }
     }
 
@@ -162,7 +181,7 @@ impl WorkerQuotas {
         let beyond =
             self.quotas.with_tracker(|tracker| tracker.count_members(call, &members, unix_now_millis()))?;
         if let Some(suppressed) = self.quotas.member_warnings.allow() {
-            let agent = call.agent.map_or("", |(name, _)| name);
+            let agent = call.agent.map_or("", |(name, _)| name.as_str());
             tracing::warn!(
                 agent,
                 path = call.path,
