@@ -52,7 +52,6 @@ use arc_swap::ArcSwap;
 use http::{Method, StatusCode};
 
 use self::{
-    auth_cache::AuthCache,
     decision::{Decision, TokenChoice, TokenParam},
     errcode_probe::{ErrcodeProbe, ProbedResponse},
     error::{ErrorKind, ProxyError},
@@ -94,7 +93,6 @@ pub struct Proxy {
     /// In the order of `settings.upstreams`.
     upstreams: Box<[Upstream]>,
     request_ids: RequestIds,
-    auth_cache: AuthCache,
     quotas: WorkerQuotas,
     sinks: Rc<Sinks>,
 }
@@ -109,7 +107,6 @@ impl Proxy {
             directory,
             settings,
             request_ids: RequestIds::default(),
-            auth_cache: AuthCache::default(),
             sinks,
         }
     }

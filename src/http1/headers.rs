@@ -8,7 +8,7 @@ mod header_block;
 mod header_cache;
 mod header_kind;
 
-use std::rc::Rc;
+use std::{any::Any, cell::RefCell, rc::Rc};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::HeaderName;
@@ -76,6 +76,8 @@ struct HeaderLines {
     credentials: HeaderCredentials,
     /// Pre-encoded lines; only in the header cache.
     encoded: Option<Box<EncodedHeaders>>,
+    /// See [`Headers::attach`].
+    attachment: RefCell<Option<Box<dyn Any>>>,
 }
 
 /// Position of a line in the text.
@@ -258,9 +260,22 @@ impl Headers {
         self.lines.encoded.as_ref()?.for_client(token_bytes)
     }
 
-    /// Identifies cached headers, for as long as a clone of them exists.
-    pub fn cache_id(&self) -> Option<usize> {
-        self.lines.encoded.as_ref().map(|_| Rc::as_ptr(&self.lines) as usize)
+    /// Whether later messages may have the same lines.
+    pub fn is_cached(&self) -> bool {
+        self.lines.encoded.is_some()
+    }
+
+    /// Attaches to cached headers what was found out about them, in place of what was attached before.
+    pub fn attach<T: 'static>(&self, value: T) {
+        if self.is_cached() {
+            *self.lines.attachment.borrow_mut() = Some(Box::new(value));
+        }
+    }
+
+    /// What `read` returns for what is attached, if that is a `T`.
+    #[inline]
+    pub fn with_attachment<T: 'static, R>(&self, read: impl FnOnce(&T) -> R) -> Option<R> {
+        self.lines.attachment.borrow().as_ref()?.downcast_ref().map(read)
     }
 }
 

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use http::Version;
 
 use super::{
-    Proxy,
+    Proxy, auth_cache,
     authenticate::{self, authenticate_key},
     capture::Capture,
     decision::{Decision, Exchange, TokenChoice},
@@ -91,8 +91,7 @@ impl Proxy {
     ) -> Result<(), ProxyError> {
         // Headers alone do not say which client it is if the path names a key.
         let is_cacheable = request.path_credential.is_none();
-        let cached =
-            self.auth_cache.get(&request.headers, request.version, directory).filter(|_| is_cacheable);
+        let cached = auth_cache::get(&request.headers, request.version, directory).filter(|_| is_cacheable);
         let is_own_authority = |host: &str, local| self.is_own_authority(host, local);
         let head_result = check_head(request, cached.is_some(), is_own_authority);
         // Authentication precedes the head check's error, because a client's `always_200` applies to that error too.
@@ -104,7 +103,7 @@ impl Proxy {
         let key_result = key_result.map(|client| {
             // A hit skips the `Host` check, so only headers that passed it are cached. HTTP/1.0 may lack one.
             if is_cache_miss && is_cacheable && head_result.is_ok() && request.version >= Version::HTTP_11 {
-                self.auth_cache.insert(&request.headers, request.version, directory, client.as_ref());
+                auth_cache::insert(&request.headers, request.version, directory, client.as_ref());
             }
             context.client = client;
         });

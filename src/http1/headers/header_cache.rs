@@ -29,7 +29,11 @@ const CACHE_SLOTS: usize = 256;
 /// The last two header blocks of one connection, or of the one before it on the same task: two, because a client may
 /// alternate between reads and writes.
 #[derive(Default)]
-pub struct HeaderCache([Option<Rc<HeaderLines>>; 2]);
+pub struct HeaderCache {
+    cached: [Option<Rc<HeaderLines>>; 2],
+    /// Hashes of blocks that it saw once. Those of the thread are too few for very many connections at a time.
+    seen_once: [u64; 2],
+}
 
 /// Encoded forms of a cached header block.
 pub(super) struct EncodedHeaders {
@@ -55,11 +59,11 @@ impl HeaderCache {
 
     /// Looks up the header block at the beginning of `text`. Returns also its length with the empty line.
     fn lookup(&mut self, text: &[u8]) -> Option<(Headers, usize)> {
-        let mut cached = self.0.iter().flatten().enumerate();
+        let mut cached = self.cached.iter().flatten().enumerate();
         let (nth, lines, (end, content_length)) = cached.find_map(|(nth, lines)| {
             lines.match_prefix(text).map(|position| (nth, lines.clone(), position))
         })?;
-        self.0.swap(0, nth);
+        self.cached.swap(0, nth);
         Some((Headers { lines, content_length }, end))
     }
 
@@ -106,11 +110,13 @@ impl HeaderCache {
         thread_local! {
             static THREAD_CACHE: RefCell<ThreadHeaderCache> = RefCell::default();
         }
-        let Some(lines) = THREAD_CACHE.with_borrow_mut(|cache| cache.insert(&headers.lines)) else {
+        let seen_once = &mut self.seen_once;
+        let Some(lines) = THREAD_CACHE.with_borrow_mut(|cache| cache.insert(&headers.lines, seen_once))
+        else {
             return headers;
         };
-        self.0.rotate_right(1);
-        self.0[0] = Some(lines.clone());
+        self.cached.rotate_right(1);
+        self.cached[0] = Some(lines.clone());
         let content_length = headers.first(HeaderKind::ContentLength).and_then(ContentLength::parse);
         Headers { lines, content_length }
     }
@@ -137,8 +143,8 @@ impl Default for ThreadHeaderCache {
 }
 
 impl ThreadHeaderCache {
-    /// Returns the cached form of the block if it was seen before.
-    fn insert(&mut self, lines: &HeaderLines) -> Option<Rc<HeaderLines>> {
+    /// Returns the cached form of the block if it was seen before, by the thread or by the connection.
+    fn insert(&mut self, lines: &HeaderLines, seen_by_connection: &mut [u64; 2]) -> Option<Rc<HeaderLines>> {
         if !lines.is_cacheable() {
             return None;
         }
@@ -155,8 +161,9 @@ impl ThreadHeaderCache {
         {
             return Some(cached.clone());
         }
-        if slot.seen_once != hash {
+        if slot.seen_once != hash && !seen_by_connection.contains(&hash) {
             slot.seen_once = hash;
+            *seen_by_connection = [hash, seen_by_connection[0]];
             return None;
         }
         let cached = Rc::new(lines.to_cached());
@@ -234,6 +241,7 @@ impl HeaderLines {
             too_many_options,
             credentials: _,
             encoded: _,
+            attachment: _,
         } = &*headers.lines;
         Self {
             text: text.clone(),
@@ -244,6 +252,7 @@ impl HeaderLines {
             too_many_options: *too_many_options,
             credentials: HeaderCredentials::default(),
             encoded: Some(Box::new(encoded)),
+            attachment: RefCell::default(),
         }
     }
 }
@@ -302,15 +311,51 @@ mod tests {
         let text = header_text("twice", "");
         let mut first = HeaderCache::default();
         let headers = first.insert(parse_headers(&text));
-        assert!(headers.cache_id().is_none() && first.lookup(text.as_bytes()).is_none(), "seen once");
+        assert!(!headers.is_cached() && first.lookup(text.as_bytes()).is_none(), "seen once");
         let mut other = HeaderCache::default();
         let headers = other.insert(parse_headers(&text));
-        assert!(headers.cache_id().is_some(), "cached when seen twice");
+        assert!(headers.is_cached(), "cached when seen twice");
         let more = text.clone() + "GET /";
         let (cached, end) = other.lookup(more.as_bytes()).expect("cached headers");
-        assert_eq!((cached.cache_id(), end), (headers.cache_id(), text.len()));
+        assert!(Rc::ptr_eq(&cached.lines, &headers.lines) && end == text.len());
         assert_eq!(pairs(&cached), pairs(&parse_headers(&text)));
         assert!(first.lookup(text.as_bytes()).is_none(), "each connection has its own cache");
+    }
+
+    #[test]
+    fn blocks_of_very_many_connections_in_turn_are_all_cached() {
+        let texts: Vec<_> =
+            (0..8 * CACHE_SLOTS).map(|nth| header_text(&format!("connection-{nth}"), "")).collect();
+        let mut caches: Vec<_> = texts.iter().map(|_| HeaderCache::default()).collect();
+        // Each sends its two blocks in turn, and the blocks of all the others come between them.
+        for _ in 0..2 {
+            for more in ["X-Reads: 1\r\n", "X-Writes: 1\r\n"] {
+                for (text, cache) in texts.iter().zip(&mut caches) {
+                    cache.insert(parse_headers(&(more.to_owned() + text)));
+                }
+            }
+        }
+        for (text, cache) in texts.iter().zip(&mut caches) {
+            for more in ["X-Reads: 1\r\n", "X-Writes: 1\r\n"] {
+                assert!(cache.lookup((more.to_owned() + text).as_bytes()).is_some(), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn attachment_stays_with_cached_headers_until_another_one_comes() {
+        let text = header_text("attachment", "");
+        let mut cache = HeaderCache::default();
+        let fresh = cache.insert(parse_headers(&text));
+        fresh.attach(1_u8);
+        assert_eq!(fresh.with_attachment(|value: &u8| *value), None, "not cached");
+        let cached = cache.insert(parse_headers(&text));
+        cached.attach(2_u8);
+        let (again, _) = cache.lookup(text.as_bytes()).expect("cached headers");
+        assert_eq!(again.with_attachment(|value: &u8| *value), Some(2));
+        again.attach("three");
+        assert_eq!(cached.with_attachment(|value: &u8| *value), None, "of another type");
+        assert_eq!(cached.with_attachment(|value: &&str| *value), Some("three"));
     }
 
     #[test]
@@ -365,7 +410,7 @@ mod tests {
         for more in ["X-Request-Id: 1\r\n", "traceparent: 00-1\r\n", twice, &long] {
             let text = header_text("rare", more);
             let mut cache = HeaderCache::default();
-            (0..3).for_each(|_| assert!(cache.insert(parse_headers(&text)).cache_id().is_none()));
+            (0..3).for_each(|_| assert!(!cache.insert(parse_headers(&text)).is_cached()));
             assert!(cache.lookup(text.as_bytes()).is_none(), "{more}");
         }
     }
