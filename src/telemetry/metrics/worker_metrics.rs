@@ -1,10 +1,11 @@
 //! The metrics of one worker since the last collection.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{hash::BuildHasher, sync::Arc};
 
 use foldhash::fast::RandomState;
+use hashbrown::HashTable;
 
-use super::pair_metrics::PairMetrics;
+use super::pair_metrics::{PairKey, PairMetrics};
 use crate::{
     directory::{Agent, Client},
     telemetry::access_log::AccessLogEntry,
@@ -13,16 +14,15 @@ use crate::{
 /// Bounds the capacity that is reserved after a collection.
 const MAX_PREALLOCATED_PAIRS: usize = 1024;
 
-/// The addresses of an agent and a client.
-type PairKey = (usize, usize);
-
 /// The metrics of one worker.
 #[derive(Default)]
 pub(super) struct WorkerMetrics {
-    /// Index of `pairs` by the addresses of agent and client; stable because each entry holds both `Arc`s.
-    index: HashMap<PairKey, usize, RandomState>,
-    /// The pair and index of the last request, because the next one is often the same.
-    last_pair: Option<(PairKey, usize)>,
+    /// Positions in `pairs` by the hashes of their keys, which they have themselves: with very many pairs, little memory
+    /// is looked at.
+    index: HashTable<u32>,
+    hasher: RandomState,
+    /// The pair and position of the last request, because the next one is often the same.
+    last_pair: Option<(PairKey, u32)>,
     pub(super) pairs: Vec<PairMetrics>,
 }
 
@@ -35,7 +35,8 @@ impl WorkerMetrics {
     pub(super) fn with_capacity(pairs: usize) -> Self {
         let capacity = pairs.min(MAX_PREALLOCATED_PAIRS);
         Self {
-            index: HashMap::with_capacity_and_hasher(capacity, RandomState::default()),
+            index: HashTable::with_capacity(capacity),
+            hasher: RandomState::default(),
             last_pair: None,
             pairs: Vec::with_capacity(capacity),
         }
@@ -48,18 +49,24 @@ impl WorkerMetrics {
         agent: Option<&Arc<Agent>>,
         client: Option<&Arc<Client>>,
     ) {
-        let pair = (
-            agent.map_or(0, |agent| Arc::as_ptr(agent).addr()),
-            client.map_or(0, |client| Arc::as_ptr(client).addr()),
-        );
-        let index = match self.last_pair {
-            Some((last, index)) if last == pair => index,
-            _ => *self.index.entry(pair).or_insert_with(|| {
-                self.pairs.push(PairMetrics::new(agent, client));
-                self.pairs.len() - 1
-            }),
+        let key = PairKey::of(agent, client);
+        let position = match self.last_pair {
+            Some((last, position)) if last == key => position,
+            _ => self.position(key, agent, client),
         };
-        self.last_pair = Some((pair, index));
-        self.pairs[index].record(entry);
+        self.last_pair = Some((key, position));
+        self.pairs[position as usize].record(entry);
+    }
+
+    fn position(&mut self, key: PairKey, agent: Option<&Arc<Agent>>, client: Option<&Arc<Client>>) -> u32 {
+        let Self { index, hasher, pairs, .. } = self;
+        let hash = hasher.hash_one(key);
+        if let Some(position) = index.find(hash, |position| pairs[*position as usize].key() == key) {
+            return *position;
+        }
+        let position = pairs.len() as u32;
+        pairs.push(PairMetrics::new(agent, client));
+        index.insert_unique(hash, position, |position| hasher.hash_one(pairs[*position as usize].key()));
+        position
     }
 }
