@@ -20,7 +20,6 @@ pub mod fetch;
 mod fetch_error;
 mod fetch_observer;
 mod fetched_token;
-mod gettoken_calls;
 mod hourly_window;
 pub mod kinds;
 mod lazy_state;
@@ -65,10 +64,9 @@ pub use self::{
     credential_id::{CredentialId, Credentials},
     fetch_error::FetchError,
     fetch_observer::{CausingRequest, EndedFetch, FetchCause, FetchObserver},
-    gettoken_calls::GettokenStats,
     kinds::TokenSpec,
     reason::RefreshReason,
-    refresh_counts::RefreshCount,
+    refresh_counts::{GettokenStats, RefreshCount},
     service::{FetchToken, RefreshSettings},
     status::{LastRefresh, TokenStatus, ceil_seconds},
     token::Token,
@@ -121,21 +119,9 @@ type Outcome = Result<Arc<Token>, Arc<FetchError>>;
 
 /// Cache entry: the token of one pair of corpid and secret with its refresh state, and its tickets. A changed secret
 /// is another entry.
+// The order is that of the memory: what requests read is in one cache line, which with very many agents is in no cache.
+#[repr(C)]
 pub struct CachedToken {
-    /// The agent that it was created for; others may share it.
-    agent_name: SharedStr,
-    id: CredentialId,
-    credentials: Credentials,
-    /// Derived from the secret on first use, because there can be very many agents.
-    pass_key: OnceLock<Box<PassKey>>,
-    /// The rotations of agents that have this secret beside others, or from a file.
-    rotations: Mutex<Vec<Weak<SecretRotation>>>,
-    kind: TokenKind,
-    /// The name in counters, where it is not the agent's: a suite's for its corps.
-    counted_as: Option<SharedStr>,
-    /// Allocated on first use, as the state is.
-    tickets: OnceLock<Box<AgentTickets>>,
-    service: Arc<TokenService>,
     current: ArcSwapOption<Token>,
     /// A request got the current token since it became current.
     used: AtomicBool,
@@ -149,6 +135,20 @@ pub struct CachedToken {
     /// A reload changed the secret, and it was not tried since.
     secret_changed: AtomicBool,
     state: LazyState,
+    /// The agent that it was created for; others may share it.
+    agent_name: SharedStr,
+    id: CredentialId,
+    credentials: Credentials,
+    /// Derived from the secret on first use, because there can be very many agents.
+    pass_key: OnceLock<Box<PassKey>>,
+    /// The rotations of agents that have this secret beside others, or from a file.
+    rotations: OnceLock<Box<Mutex<Vec<Weak<SecretRotation>>>>>,
+    kind: TokenKind,
+    /// The name in counters, where it is not the agent's: a suite's for its corps.
+    counted_as: Option<SharedStr>,
+    /// Allocated on first use, as the state is.
+    tickets: OnceLock<Box<AgentTickets>>,
+    service: Arc<TokenService>,
 }
 
 #[derive(Default)]
@@ -189,7 +189,7 @@ impl CachedToken {
             id: CredentialId::new(kind.id_kind(), &credentials),
             credentials,
             pass_key: OnceLock::new(),
-            rotations: Mutex::default(),
+            rotations: OnceLock::new(),
             kind,
             counted_as: counted_as.map(SharedStr::from),
             tickets: OnceLock::new(),
@@ -274,7 +274,7 @@ impl CachedToken {
         let token = token.as_ref().filter(|token| now < token.usable_until)?;
         if !self.used.load(Ordering::Relaxed) {
             self.used.store(true, Ordering::Relaxed);
-            if now >= token.refresh_at {
+            if now >= token.refresh_at() {
                 // The token was not in use when its proactive refresh was due.
                 self.schedule_proactive_refresh(token.clone());
             }

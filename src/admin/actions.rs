@@ -108,13 +108,13 @@ impl Admin {
         tracing::info!(agent = &*agent.name, "manual token refresh");
         Ok(match agent.token.force_refresh().await {
             Ok(token) => {
-                let same = before.is_some_and(|(first_seen, _)| first_seen == token.first_seen);
+                let same = before.is_some_and(|(first_seen, _)| first_seen == token.first_seen());
                 let body = json!({
                     "ok": true,
                     "agent": agent.name,
                     // WeCom returns the same token while it is valid.
                     "same_token": same,
-                    "expires_at": unix_seconds(token.expires_at),
+                    "expires_at": unix_seconds(token.expires_at()),
                 });
                 json_response(StatusCode::OK, &body)
             }

@@ -91,7 +91,7 @@ pub(super) fn agent_json(agent: &Agent) -> Value {
         "token": token_json(&status),
         "last_renewal": status.last_refresh.map(|last| json!({
             "at": unix_seconds(last.completed_at),
-            "reason": last.reason,
+            "reason": last.reason.as_str(),
             "ok": last.error.is_none(),
             "failure": last.error,
         })),

@@ -63,29 +63,31 @@ pub enum AgentRole {
 }
 
 /// One WeCom application, or what has tokens like one.
+// The order is that of the memory: what requests read comes first, as with very many agents it is in no CPU cache.
+#[repr(C)]
 pub struct Agent {
     /// Its configured name.
     pub name: SharedStr,
-    /// The company's corpid.
-    pub corpid: SharedStr,
-    /// Where its requests go.
-    pub upstream: config::UpstreamId,
-    /// The rest of its configuration.
-    pub settings: Arc<config::AgentSettings>,
-    /// Where it is defined.
-    pub origin: Origin,
-    /// Chosen at random whenever it changes.
-    pub revision: u64,
+    /// What it stands for.
+    pub role: AgentRole,
     /// Its token and tickets, which agents with the same corpid and secret at one upstream share.
     pub token: AgentToken,
-    /// The hashes of its secrets as configured, where they can change; those of one that cannot are computed when needed.
-    pub(super) hashes: Option<Box<[SecretHashes]>>,
+    /// The rest of its configuration.
+    pub settings: Arc<config::AgentSettings>,
     /// The rate limit for all its requests together.
     pub rate_limiter: Option<Arc<RateLimiter>>,
     /// Whether an operator captures its exchanges.
     pub capture_switch: CaptureSwitch,
-    /// What it stands for.
-    pub role: AgentRole,
+    /// Where its requests go.
+    pub upstream: config::UpstreamId,
+    /// The company's corpid.
+    pub corpid: SharedStr,
+    /// Where it is defined.
+    pub origin: Origin,
+    /// Chosen at random whenever it changes.
+    pub revision: u64,
+    /// The hashes of its secrets as configured, where they can change; those of one that cannot are computed when needed.
+    pub(super) hashes: Option<Box<[SecretHashes]>>,
     pub(super) pass_keys: Arc<AgentPassKeys>,
     /// What the passes of a corp of the state are made under, in place of its secret.
     pub(super) corp_pass_key: Option<Box<PassKey>>,

@@ -133,7 +133,7 @@ impl TokenCache {
 
     /// Refresh counters by agent, reason and outcome.
     pub fn refresh_counts(&self) -> Vec<RefreshCount> {
-        self.service.refresh_counts.snapshot()
+        self.service.refresh_counts.refreshes()
     }
 
     /// Tells `observer` of each call that fetches a token, from now on.
@@ -143,7 +143,7 @@ impl TokenCache {
 
     /// What became of the calls that fetch tokens, by agent.
     pub fn gettoken_calls(&self) -> Vec<(SharedStr, GettokenStats)> {
-        self.service.gettoken_calls.snapshot()
+        self.service.refresh_counts.calls()
     }
 
     /// The refreshes of the last hour beyond first tokens and expiries, and the most that there may be.

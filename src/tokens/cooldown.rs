@@ -103,6 +103,11 @@ impl Cooldown {
         self.scope != CooldownScope::Refused && self.is_active(now)
     }
 
+    /// Whether none was started.
+    pub(super) fn is_none(&self) -> bool {
+        self.until.is_none()
+    }
+
     fn is_active(&self, now: Instant) -> bool {
         self.until.is_some_and(|until| now < until)
     }

@@ -90,7 +90,7 @@ impl CachedToken {
         duration: Duration,
         outcome: &Result<T, FetchError>,
     ) {
-        self.service.gettoken_calls.record(self.counted_as(), duration, outcome);
+        self.service.refresh_counts.record_call(self.counted_as(), duration, outcome);
         let failure = outcome.as_ref().err();
         let Some(observer) = self.service.fetch_observer.get() else { return };
         if failure.is_some_and(|failure| !failure.is_of_call()) {

@@ -77,7 +77,7 @@ impl ProactiveSchedule {
     /// Refreshes a token in use before it expires, unless it is no longer the current one or not in use by then. At its
     /// expiry there is one last attempt, with [`RefreshReason::Expired`]; after that the next request fetches one anyway.
     pub(super) fn add(self: &Arc<Self>, runtime: &Handle, entry: Weak<CachedToken>, token: Arc<Token>) {
-        let at = token.refresh_at;
+        let at = token.refresh_at();
         self.push(runtime, DueRefresh { at, entry, token });
     }
 

@@ -220,7 +220,7 @@ impl CachedToken {
         };
         state.last_refresh = Some(LastRefresh {
             completed_at: SystemTime::now(),
-            reason: reason.as_str(),
+            reason,
             error: outcome.as_ref().err().map(ToString::to_string),
         });
         if is_superseded {
@@ -355,10 +355,10 @@ impl CachedToken {
                 state.cooldown.start(Instant::now(), CooldownScope::All, Default::default());
             }
             self.credentials_proven.store(true, Ordering::Relaxed);
-            let reason = RefreshReason::OtherReplica.as_str();
+            let reason = RefreshReason::OtherReplica;
             state.last_refresh = Some(LastRefresh { completed_at: SystemTime::now(), reason, error: None });
-            self.service.refresh_counts.increment(self.counted_as(), RefreshReason::OtherReplica, true);
-            tracing::info!(agent = self.agent_name.as_str(), reason, "token refreshed");
+            self.service.refresh_counts.increment(self.counted_as(), reason, true);
+            tracing::info!(agent = self.agent_name.as_str(), reason = reason.as_str(), "token refreshed");
         }
     }
 

@@ -73,8 +73,9 @@ pub(super) struct RefreshBudget {
 #[derive(Debug, Default)]
 struct State {
     hourly_window: HourlyWindow,
-    /// The agents that have requested a token. A budget outlives a changed secret.
-    refusal_budgets: BTreeMap<SharedStr, RefusalBudget>,
+    /// The agents that have requested a token, with the budgets of the few of them of whose refreshes some were caused by
+    /// refusals; of the others it is full. A budget outlives a changed secret.
+    refusal_budgets: BTreeMap<SharedStr, Option<Box<RefusalBudget>>>,
 }
 
 impl RefreshBudget {
@@ -85,7 +86,7 @@ impl RefreshBudget {
 
     /// Registers an agent as in use.
     pub(super) fn register_agent(&self, agent: &SharedStr) {
-        self.state.lock().refusal_budget(agent, Instant::now());
+        self.state.lock().refusal_budgets.entry(agent.clone()).or_default();
     }
 
     /// Charges a refresh. Error: the instant at which the budget is sufficient.
@@ -145,20 +146,22 @@ impl RefreshBudget {
         let gone = blocking::in_slices(gone).filter(|agent| !agents(agent));
         for agent in gone {
             let mut budgets = self.lock_budgets();
-            if budgets.get_mut(&agent).is_some_and(|budget| budget.is_full(now)) {
+            if budgets.get_mut(&agent).is_some_and(|budget| budget.as_mut().is_none_or(|it| it.is_full(now)))
+            {
                 budgets.remove(&agent);
             }
         }
     }
 
-    fn lock_budgets(&self) -> MappedMutexGuard<'_, BTreeMap<SharedStr, RefusalBudget>> {
+    fn lock_budgets(&self) -> MappedMutexGuard<'_, BTreeMap<SharedStr, Option<Box<RefusalBudget>>>> {
         MutexGuard::map(self.state.lock(), |state| &mut state.refusal_budgets)
     }
 }
 
 impl State {
     fn refusal_budget(&mut self, agent: &SharedStr, now: Instant) -> &mut RefusalBudget {
-        self.refusal_budgets.entry(agent.clone()).or_insert_with(|| RefusalBudget::new(now))
+        let budget = self.refusal_budgets.entry(agent.clone()).or_default();
+        budget.get_or_insert_with(|| Box::new(RefusalBudget::new(now)))
     }
 }
 

@@ -324,14 +324,15 @@ impl State {
 impl CachedToken {
     /// Registers a rotation that has this secret.
     pub(super) fn add_rotation(&self, rotation: &Arc<SecretRotation>) {
-        let mut rotations = self.rotations.lock();
+        let mut rotations = self.rotations.get_or_init(Box::default).lock();
         rotations
             .retain(|known| known.strong_count() > 0 && !std::ptr::eq(known.as_ptr(), &raw const **rotation));
         rotations.push(Arc::downgrade(rotation));
     }
 
     fn rotations(&self) -> Vec<Arc<SecretRotation>> {
-        self.rotations.lock().iter().filter_map(Weak::upgrade).collect()
+        let Some(rotations) = self.rotations.get() else { return Vec::new() };
+        rotations.lock().iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Decides what is tried next, after WeCom refused this secret and before the refresh ends. Returns whether its

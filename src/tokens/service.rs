@@ -11,9 +11,9 @@ use tokio::runtime::Handle;
 
 use super::{
     credential_id::Credentials, failure_budget::FailureBudget, fetch_error::FetchError,
-    fetch_observer::FetchObserver, gettoken_calls::GettokenCalls, kinds::json_call::JsonCall,
-    proactive::ProactiveSchedule, refresh_budget::RefreshBudget, refresh_counts::RefreshCounts,
-    replicas::ReplicaSync, throttled::ThrottledAgents,
+    fetch_observer::FetchObserver, kinds::json_call::JsonCall, proactive::ProactiveSchedule,
+    refresh_budget::RefreshBudget, refresh_counts::RefreshCounts, replicas::ReplicaSync,
+    throttled::ThrottledAgents,
 };
 use crate::{secret::random_fraction, store::Store, upstream::Fetched, wecom::response::GettokenResponse};
 
@@ -52,7 +52,6 @@ pub(super) struct TokenService {
     pub(super) proactive: Arc<ProactiveSchedule>,
     pub(super) throttled: Arc<ThrottledAgents>,
     pub(super) refresh_counts: RefreshCounts,
-    pub(super) gettoken_calls: GettokenCalls,
     /// Set once, where there are traces.
     pub(super) fetch_observer: OnceLock<Box<dyn FetchObserver>>,
     pub(super) replicas: Option<ReplicaSync>,
@@ -76,7 +75,6 @@ impl TokenService {
             proactive: Arc::default(),
             throttled: Arc::default(),
             refresh_counts: RefreshCounts::default(),
-            gettoken_calls: GettokenCalls::default(),
             fetch_observer: OnceLock::new(),
             replicas: store.map(ReplicaSync::new),
             jitter: Box::new(random_fraction),
@@ -86,7 +84,6 @@ impl TokenService {
     /// Drops the counters and budgets of all agents but these.
     pub(super) fn retain_agents(&self, is_agent: impl Fn(&str) -> bool) {
         self.refresh_counts.retain(&is_agent);
-        self.gettoken_calls.retain(&is_agent);
         self.throttled.retain(&is_agent);
         self.refresh_budget.retain(is_agent);
     }

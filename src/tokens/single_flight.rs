@@ -28,6 +28,11 @@ impl<T: Clone> SingleFlight<T> {
         self.0.clone().filter(|flight| flight.0.has_changed().is_ok())
     }
 
+    /// Whether nothing runs that is to be completed.
+    pub(super) fn is_none(&self) -> bool {
+        self.0.is_none()
+    }
+
     /// Starts a flight.
     pub(super) fn start(&mut self) -> (Leader<T>, Flight<T>) {
         let (sender, receiver) = watch::channel(None);

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{CachedToken, FetchError, State, Token};
+use super::{CachedToken, FetchError, RefreshReason, State, Token};
 use crate::text::Text;
 
 /// The last refresh and its outcome.
@@ -15,8 +15,8 @@ use crate::text::Text;
 pub struct LastRefresh {
     /// When it ended.
     pub completed_at: SystemTime,
-    /// Why it was made: `first`, `expired`, `refused`, `ahead`, `asked` or `shared`.
-    pub reason: &'static str,
+    /// Why it was made.
+    pub reason: RefreshReason,
     /// The failure; `None` if a token was fetched.
     pub error: Option<String>,
 }
@@ -63,7 +63,7 @@ impl CachedToken {
 
     /// When the current token expires, if there is one.
     pub fn expires_at(&self) -> Option<SystemTime> {
-        self.current.load().as_ref().map(|token| token.expires_at)
+        self.current.load().as_ref().map(|token| token.expires_at())
     }
 
     /// The last failure, if no success followed it.
@@ -84,7 +84,7 @@ impl CachedToken {
             requested: self.requested.load(Ordering::Relaxed),
             usable: token.as_ref().is_some_and(|token| now < token.usable_until && !token.is_refused()),
             refused: token.as_ref().is_some_and(|token| token.is_refused()),
-            first_seen_and_expiry: token.map(|token| (token.first_seen, token.expires_at)),
+            first_seen_and_expiry: token.map(|token| (token.first_seen(), token.expires_at())),
             last_refresh: state.last_refresh.clone(),
             next_try_in,
             throttled,

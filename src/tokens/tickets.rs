@@ -233,12 +233,12 @@ impl TicketEntry {
     /// `requested_at`.
     fn insert_response(&self, requested_at: Instant, body: &[u8]) {
         #[derive(Deserialize)]
-        struct TicketResponse {
+        struct TicketFields {
             errcode: i64,
             ticket: String,
             expires_in: u64,
         }
-        let Ok(response) = serde_json::from_slice::<TicketResponse>(body) else { return };
+        let Ok(response) = serde_json::from_slice::<TicketFields>(body) else { return };
         if response.errcode != 0 || response.ticket.is_empty() || response.expires_in == 0 {
             return;
         }

@@ -14,30 +14,36 @@ use super::{
     accepted_paths::{AcceptedPaths, PathKey},
     proactive::stagger_delay,
 };
-use crate::{secret::Masked, time::clock::wall_clock, wecom::response::GettokenResponse};
+use crate::{
+    secret::Masked,
+    time::clock::{since_epoch, wall_clock},
+    wecom::response::GettokenResponse,
+};
 
 /// How long a token is used that gettoken returns although it should have expired.
 pub(super) const PAST_EXPIRY_TTL: Duration = Duration::from_secs(60);
 
-/// An access_token that is or was current.
+/// An access_token that is or was current. Very many can be alive: times are kept as milliseconds apart from each other.
 #[derive(Debug)]
 pub struct Token {
     /// The token itself.
     pub value: Masked,
-    /// When this replica first got this value.
-    pub first_seen: SystemTime,
-    /// When it expires, by the response that first had this value.
-    pub expires_at: SystemTime,
-    /// `first_seen` on the monotonic clock.
-    first_seen_instant: Instant,
     /// Until when it is used without another gettoken.
     pub(super) usable_until: Instant,
-    /// From when on it may be refreshed proactively.
-    pub(super) refresh_at: Instant,
+    /// How long before that it may be refreshed proactively.
+    refresh_margin_ms: u32,
+    /// How long before that this replica first got this value.
+    usable_for_ms: u32,
+    /// When this replica first got this value, in milliseconds since 1970.
+    first_seen_ms: u64,
+    /// How long after that it expires, by the response that first had this value.
+    expires_in_ms: u32,
     /// WeCom refused it, and no request succeeded with it since.
     is_refused: AtomicBool,
-    /// The paths that accepted this value.
-    accepted_paths: Arc<AcceptedPaths>,
+    /// The paths that accepted this value, unless `first` has them.
+    accepted_paths: AcceptedPaths,
+    /// The token that first had this value.
+    first: Option<Arc<Self>>,
     /// The fence of its record in the store; 0 if it has none.
     fence: AtomicU64,
 }
@@ -55,13 +61,14 @@ impl Token {
         let usable_until = requested_at + response.expires_in;
         Self {
             value: response.token,
-            first_seen: now,
-            expires_at: now - requested_at.elapsed() + response.expires_in,
-            first_seen_instant: Instant::now(),
             usable_until,
-            refresh_at: usable_until - margin,
+            refresh_margin_ms: millis(margin),
+            usable_for_ms: millis(usable_until.saturating_duration_since(Instant::now())),
+            first_seen_ms: since_epoch(now).as_millis() as u64,
+            expires_in_ms: millis(response.expires_in.saturating_sub(requested_at.elapsed())),
             is_refused: AtomicBool::new(false),
-            accepted_paths: Arc::default(),
+            accepted_paths: AcceptedPaths::default(),
+            first: None,
             fence: AtomicU64::new(fence),
         }
     }
@@ -70,7 +77,7 @@ impl Token {
     /// `stagger`, but not before the time it already had. If it should have expired by now, it is used for
     /// `past_expiry`, because WeCom returns it.
     pub(super) fn reissued(
-        &self,
+        self: &Arc<Self>,
         fence: u64,
         requested_at: Instant,
         past_expiry: Duration,
@@ -81,21 +88,42 @@ impl Token {
         let refresh_at = requested_at
             + (remaining / 2).max(Duration::from_secs(1))
             + stagger_delay(remaining / 2, stagger);
+        let refresh_at = if remaining.is_zero() {
+            usable_until
+        } else {
+            refresh_at.min(usable_until).max(self.refresh_at())
+        };
         Self {
             value: self.value.clone(),
-            first_seen: self.first_seen,
-            expires_at: self.expires_at,
-            first_seen_instant: self.first_seen_instant,
             usable_until,
-            refresh_at: if remaining.is_zero() {
-                usable_until
-            } else {
-                refresh_at.min(usable_until).max(self.refresh_at)
-            },
+            refresh_margin_ms: millis(usable_until.saturating_duration_since(refresh_at)),
+            usable_for_ms: millis(usable_until.saturating_duration_since(self.first_seen_instant())),
+            first_seen_ms: self.first_seen_ms,
+            expires_in_ms: self.expires_in_ms,
             is_refused: AtomicBool::new(false),
-            accepted_paths: self.accepted_paths.clone(),
+            accepted_paths: AcceptedPaths::default(),
+            first: Some(self.first.as_ref().unwrap_or(self).clone()),
             fence: AtomicU64::new(fence),
         }
+    }
+
+    /// From when on it may be refreshed proactively.
+    pub(super) fn refresh_at(&self) -> Instant {
+        before(self.usable_until, self.refresh_margin_ms)
+    }
+
+    /// When this replica first got this value.
+    pub fn first_seen(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_millis(self.first_seen_ms)
+    }
+
+    /// When it expires, by the response that first had this value.
+    pub fn expires_at(&self) -> SystemTime {
+        self.first_seen() + Duration::from_millis(self.expires_in_ms.into())
+    }
+
+    fn accepted_paths(&self) -> &AcceptedPaths {
+        self.first.as_ref().map_or(&self.accepted_paths, |first| &first.accepted_paths)
     }
 
     /// Whether both have the same value.
@@ -108,14 +136,14 @@ impl Token {
         self.fence.load(Ordering::Relaxed)
     }
 
-    /// When this replica first got this value.
+    /// The same as [`Self::first_seen`] on the monotonic clock.
     pub(super) fn first_seen_instant(&self) -> Instant {
-        self.first_seen_instant
+        before(self.usable_until, self.usable_for_ms)
     }
 
     /// The time since this replica first got this value.
     pub(super) fn age(&self) -> Duration {
-        self.first_seen_instant.elapsed()
+        self.first_seen_instant().elapsed()
     }
 
     /// Whether this token is at least as new as the record of this fence; if the store has no record of this
@@ -141,7 +169,7 @@ impl Token {
     /// The same, if the path that refused it is known.
     pub(super) fn mark_refused_on(&self, path: PathKey) {
         self.mark_refused();
-        self.accepted_paths.mark_refused(path);
+        self.accepted_paths().mark_refused(path);
     }
 
     /// Records that a request on this path succeeded with it.
@@ -149,21 +177,29 @@ impl Token {
         if self.is_refused.load(Ordering::Relaxed) {
             self.is_refused.store(false, Ordering::Relaxed);
         }
-        self.accepted_paths.mark_accepted(path);
+        self.accepted_paths().mark_accepted(path);
     }
 
     /// Whether this path ever accepted it.
     pub(super) fn was_ever_accepted_on(&self, path: PathKey) -> bool {
-        self.accepted_paths.was_ever_accepted(path)
+        self.accepted_paths().was_ever_accepted(path)
     }
 
     /// Whether this path's last verdict was to accept it.
     pub(super) fn is_accepted_on(&self, path: PathKey) -> bool {
-        self.accepted_paths.is_accepted(path)
+        self.accepted_paths().is_accepted(path)
     }
 
     /// Whether WeCom refused it when it was last used.
     pub(super) fn is_refused(&self) -> bool {
         self.is_refused.load(Ordering::Relaxed)
     }
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}
+
+fn before(instant: Instant, ms: u32) -> Instant {
+    instant.checked_sub(Duration::from_millis(ms.into())).unwrap_or(instant)
 }

@@ -256,7 +256,7 @@ impl SimWecom {
         let (entry, behavior, cooldown) = (entry.upgrade(), *behavior, *cooldown);
         // A proactive refresh is not caused by refusals.
         let refreshed =
-            entry.as_ref().and_then(|entry| usable_token(entry)).filter(|token| now < token.refresh_at);
+            entry.as_ref().and_then(|entry| usable_token(entry)).filter(|token| now < token.refresh_at());
         let is_held = refreshed.is_some_and(|token| {
             cooldown.is_some_and(|(until, returned, _)| now < until && serial(&token) == returned)
         });
@@ -264,7 +264,7 @@ impl SimWecom {
         *ended_early = is_held;
         // A first fetch, one proactive refresh per expiry, and one after it.
         let lacks =
-            |entry: &Arc<CachedToken>| usable_token(entry).is_none_or(|token| now >= token.refresh_at);
+            |entry: &Arc<CachedToken>| usable_token(entry).is_none_or(|token| now >= token.refresh_at());
         let due = entry.filter(lacks).map(|entry| {
             let current = entry.current.load_full().map(|token| serial(&token));
             (account.to_owned(), current, usable_token(&entry).is_some())
