@@ -4,6 +4,7 @@
 //! buffered chunks first and then continues with what the client still sends. This module knows nothing of HTTP towards
 //! the upstream.
 
+mod block_pool;
 mod body_copy;
 mod budget;
 pub(crate) mod internals;
@@ -98,6 +99,8 @@ pub trait BodySource {
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodySourceError>>;
     /// Whether the last chunk was returned. May be false while the end is not known.
     fn is_ended(&self) -> bool;
+    /// Frees what is allocated to read the next chunk, before a wait for something else than the client.
+    fn release_buffer(&mut self) {}
 }
 
 /// Why a body ended early.
@@ -298,8 +301,8 @@ impl State {
         cursor: &mut Cursor,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Bytes>, RequestBodyError>> {
+        ready!(self.poll_write_done(cx));
         if let Some(replay_buffer) = &mut self.replay_buffer {
-            ready!(replay_buffer.poll_write_done(cx));
             match ready!(replay_buffer.poll_read(cursor, cx)) {
                 Ok(Some(chunk)) => return Poll::Ready(Ok(Some(chunk))),
                 Ok(None) => {
@@ -319,6 +322,16 @@ impl State {
             cursor.seek_to_end(replay_buffer);
         }
         Poll::Ready(chunk)
+    }
+
+    /// Ready when no write to the replay buffer's file is in progress. The client's next chunk is read only then.
+    fn poll_write_done(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(replay_buffer) = &mut self.replay_buffer else { return Poll::Ready(()) };
+        let written = replay_buffer.poll_write_done(cx);
+        if let (Poll::Pending, Some(source)) = (written, &mut self.source) {
+            source.release_buffer();
+        }
+        written
     }
 
     fn register_waker(&mut self, cx: &Context<'_>) {

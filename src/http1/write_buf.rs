@@ -142,7 +142,12 @@ impl WriteBuf {
             self.clear_buffer();
         }
         let from_chunk = (written - from_buffer).min(self.chunk.len());
-        self.chunk.advance(from_chunk);
+        if from_chunk < self.chunk.len() {
+            self.chunk.advance(from_chunk);
+        } else if from_chunk > 0 {
+            // An empty slice would keep the whole read buffer that it is from, which could then not be read into again.
+            self.chunk = Bytes::new();
+        }
         self.chunk_suffix = &self.chunk_suffix[written - from_buffer - from_chunk..];
         Poll::Ready(Ok(()))
     }
@@ -260,6 +265,19 @@ mod tests {
         assert_eq!(written.map_err(|error| error.kind()), Err(io::ErrorKind::WriteZero));
         write_buf.clear();
         assert!(write_buf.is_empty() && write_buf.can_buffer());
+    }
+
+    #[tokio::test]
+    async fn written_chunk_no_longer_keeps_its_read_buffer() {
+        let mut read_buf = BytesMut::from(&[b'a'; 10_000][..]);
+        let capacity = read_buf.capacity();
+        let mut writer = PartialWriter { written: Vec::new(), max_bytes: 6_000, vectored: true, polls: 0 };
+        let mut write_buf = WriteBuf::with_buffer(BytesMut::from("text"));
+        write_buf.push_chunk(read_buf.split().freeze(), false, false);
+        poll_fn(|cx| write_buf.poll_write(&mut writer, cx)).await.expect("write accepted");
+        assert!(!write_buf.is_empty() && !read_buf.try_reclaim(capacity));
+        poll_fn(|cx| write_buf.poll_write(&mut writer, cx)).await.expect("write accepted");
+        assert!(write_buf.is_empty() && read_buf.try_reclaim(capacity));
     }
 
     #[tokio::test]

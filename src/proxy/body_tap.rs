@@ -34,4 +34,8 @@ impl<F: FnMut(&Bytes, bool)> BodySource for TappedBody<F> {
     fn is_ended(&self) -> bool {
         self.source.is_ended()
     }
+
+    fn release_buffer(&mut self) {
+        self.source.release_buffer();
+    }
 }

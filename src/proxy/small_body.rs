@@ -84,4 +84,8 @@ impl BodySource for PrefixedSource {
     fn is_ended(&self) -> bool {
         self.first.is_none() && self.source.is_ended()
     }
+
+    fn release_buffer(&mut self) {
+        self.source.release_buffer();
+    }
 }

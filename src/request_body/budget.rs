@@ -12,10 +12,13 @@ use std::{
 use foldhash::{HashMap, fast::RandomState};
 use parking_lot::Mutex;
 
+use super::block_pool::BlockPool;
 use crate::time::log_throttle::LogThrottle;
 
 /// Log lines per minute about buffers that could not be written.
 const MAX_WRITE_FAILURE_LINES: u32 = 5;
+/// The part of the memory in which free blocks are kept: an eighth.
+const MAX_POOLED_SHARE: u64 = 8;
 
 /// The budget that all replay buffers share.
 #[derive(Debug)]
@@ -31,8 +34,8 @@ impl ReplayBudget {
     /// At most `memory` bytes in memory for all bodies together, and `disk` bytes in files under `dir`.
     pub fn new(memory: u64, disk: u64, dir: PathBuf) -> Self {
         Self {
-            memory: Arc::new(Budget::new(memory)),
-            disk: Arc::new(Budget::new(disk)),
+            memory: Arc::new(Budget::new(memory, memory / MAX_POOLED_SHARE)),
+            disk: Arc::new(Budget::new(disk, 0)),
             dir,
             write_failure_log: LogThrottle::per_minute(MAX_WRITE_FAILURE_LINES),
         }
@@ -92,13 +95,14 @@ impl Owner {
 pub(super) struct Budget {
     max: u64,
     used: AtomicU64,
+    pub(super) pool: BlockPool,
     /// By owner, the bytes reserved for bodies of which nothing has arrived.
     unsent: Mutex<HashMap<Owner, u64>>,
 }
 
 impl Budget {
-    fn new(max: u64) -> Self {
-        Self { max, used: AtomicU64::new(0), unsent: Mutex::default() }
+    fn new(max: u64, max_pooled: u64) -> Self {
+        Self { max, used: AtomicU64::new(0), pool: BlockPool::new(max_pooled), unsent: Mutex::default() }
     }
 
     fn used(&self) -> u64 {
@@ -108,6 +112,13 @@ impl Budget {
     /// Bytes that are not in use.
     pub(super) fn free(&self) -> u64 {
         self.max.saturating_sub(self.used())
+    }
+
+    /// Drops free blocks that no longer fit beside what is in use.
+    fn shrink_pool(&self) {
+        if self.pool.bytes() > 0 {
+            self.pool.shrink_to(self.free());
+        }
     }
 }
 
@@ -127,6 +138,7 @@ impl Reservation {
     /// Reserves bytes even beyond the bound, for what a request cannot do without.
     pub(super) fn forced(budget: &Arc<Budget>, bytes: u64) -> Self {
         budget.used.fetch_add(bytes, Ordering::Relaxed);
+        budget.shrink_pool();
         Self { budget: budget.clone(), bytes: AtomicU64::new(bytes) }
     }
 
@@ -136,11 +148,16 @@ impl Reservation {
 
     /// Reserves further bytes, if they fit.
     pub(super) fn try_grow(&self, bytes: u64) -> bool {
+        // What is reserved already may be used even while the bound is exceeded, see `forced`.
+        if bytes == 0 {
+            return true;
+        }
         let max = self.budget.max;
         let fits = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= max);
         let grown = self.budget.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).is_ok();
         if grown {
             self.bytes.fetch_add(bytes, Ordering::Relaxed);
+            self.budget.shrink_pool();
         }
         grown
     }
@@ -203,7 +220,7 @@ mod tests {
 
     #[test]
     fn unsent_bodies_of_a_client_leave_half_to_others() {
-        let budget = Arc::new(Budget::new(1000));
+        let budget = Arc::new(Budget::new(1000, 0));
         let (greedy, other) = (Owner::of(Some("greedy")), Owner::of(Some("other")));
         let reserve = |owner, bytes| {
             let reservation = Reservation::empty(&budget);

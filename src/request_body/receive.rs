@@ -48,8 +48,10 @@ impl State {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<u64>, RequestBodyError>> {
         while self.source.is_some() {
-            let Some(replay_buffer) = &mut self.replay_buffer else { return Poll::Ready(Ok(None)) };
-            ready!(replay_buffer.poll_write_done(cx));
+            if self.replay_buffer.is_none() {
+                return Poll::Ready(Ok(None));
+            }
+            ready!(self.poll_write_done(cx));
             ready!(self.poll_peek(cx))?;
             if self.exceeds(limit) {
                 return Poll::Ready(Ok(None));

@@ -17,12 +17,14 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
 
-use super::budget::{Owner, ReplayBudget, Reservation, UnsentMark};
+use super::{
+    block_pool::BLOCK_BYTES,
+    budget::{Owner, ReplayBudget, Reservation, UnsentMark},
+};
 use crate::blocking;
 
-/// Size of a body's first block; each further one is as large as all before it, up to [`MAX_BLOCK_BYTES`].
+/// Size of a body's first block; each further one is as large as all before it, up to [`BLOCK_BYTES`].
 const MIN_BLOCK_BYTES: u64 = 1024;
-const MAX_BLOCK_BYTES: u64 = 64 * 1024;
 /// Bytes collected for one write to the file, if the memory budget allows: each write is a blocking task.
 const WRITE_BYTES: u64 = 64 * 1024;
 /// The same when the memory budget is used up: small chunks must not become one write each.
@@ -208,12 +210,12 @@ impl ReplayBuffer {
             return false;
         }
         self.allocated_bytes += capacity;
-        self.current_block = BytesMut::with_capacity(capacity as usize);
+        self.current_block = self.budget.memory.pool.acquire(capacity);
         true
     }
 
     fn next_block_size(&self, wanted: usize) -> u64 {
-        self.allocated_bytes.max(wanted as u64).clamp(MIN_BLOCK_BYTES, MAX_BLOCK_BYTES)
+        self.allocated_bytes.max(wanted as u64).clamp(MIN_BLOCK_BYTES, BLOCK_BYTES)
     }
 
     fn push_to_file(&mut self, chunk: Bytes) {
@@ -230,6 +232,8 @@ impl ReplayBuffer {
         let (pending, at) = (self.pending_write.take(), self.file_bytes);
         let before = pending.as_ref().map_or(0, |pending| pending.bytes.len() as u64);
         self.file_bytes += before + chunk.len() as u64;
+        // Until it is written, a small chunk must not keep a whole read buffer alive.
+        let chunk = if (chunk.len() as u64) < WRITE_BYTES { Bytes::copy_from_slice(&chunk) } else { chunk };
         self.write_task = Some(blocking::spawn(move || {
             if let Some(pending) = pending {
                 spill_file.file.write_all_at(&pending.bytes, at)?;
@@ -356,12 +360,18 @@ impl ReplayBuffer {
             tracing::warn!(%error, suppressed, "replay buffer write failed, request cannot be retried");
         }
         self.discarded = true;
-        self.blocks = Vec::new();
-        self.current_block = BytesMut::new();
-        self.memory_reservation.shrink_to(0);
+        self.release_blocks();
         self.disk_reservation.shrink_to(0);
         self.allocated_bytes = 0;
         (self.pending_write, self.spill_file, self.read_task) = (None, None, None);
+    }
+
+    /// Returns the memory of all blocks.
+    fn release_blocks(&mut self) {
+        self.memory_reservation.shrink_to(0);
+        let last = std::mem::take(&mut self.current_block).freeze();
+        let blocks = std::mem::take(&mut self.blocks).into_iter().map(|block| block.bytes);
+        self.budget.memory.pool.release(blocks.chain([last]), self.budget.memory.free());
     }
 
     /// Bytes of memory that are allocated or reserved, and bytes reserved on disk.
@@ -374,6 +384,12 @@ impl ReplayBuffer {
             allocated.max(self.memory_reservation.bytes()) + pending as u64,
             self.disk_reservation.bytes() + spill_file,
         )
+    }
+}
+
+impl Drop for ReplayBuffer {
+    fn drop(&mut self) {
+        self.release_blocks();
     }
 }
 

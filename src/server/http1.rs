@@ -10,6 +10,7 @@
 mod disconnect;
 mod handler_pool;
 pub(crate) mod head;
+mod incoming_body;
 mod linger;
 mod read_request;
 mod response_writer;
@@ -33,6 +34,7 @@ use tokio::{task::yield_now, time::Instant};
 
 use self::{
     head::{HeadError, RequestHead, RequestHeadCache},
+    incoming_body::Http1IncomingBody,
     linger::lingering_close,
     read_request::NextRequest,
     response_writer::{ResponseOptions, ResponseWriter, WriteOutcome},
@@ -255,7 +257,7 @@ impl Http1Connection {
         state.body_not_polled = true;
         state.continue_pending = head.expects_continue() && state.read_buf.is_empty();
         drop(state);
-        (RequestBody::Streamed(Box::new(self.transport.incoming_body(content_length))), true)
+        (RequestBody::Streamed(Box::new(Http1IncomingBody::new(&self.transport, content_length))), true)
     }
 
     /// Rejects a malformed head. The connection ends after it.

@@ -109,6 +109,39 @@ async fn chunk_whose_memory_is_reserved_needs_no_disk() {
 }
 
 #[tokio::test]
+async fn reserved_body_needs_no_file_while_the_memory_bound_is_exceeded() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let budget = Arc::new(ReplayBudget::new(80_000, UNLIMITED, dir.path().to_owned()));
+    let mut reserved = ReplayBuffer::new(&budget, Owner::of(None), Some(10_000)).expect("room");
+    let others = Reservation::forced(&budget.memory, 80_000);
+    assert!(reserved.is_reserved() && budget.memory_used() == 90_000);
+    for _ in 0..5 {
+        push(&mut reserved, 2_000).await;
+    }
+    assert_eq!((reserved.usage(), budget.disk_used()), ((10_000, 0), 0));
+    drop((reserved, others));
+}
+
+#[tokio::test]
+async fn blocks_of_one_body_serve_the_next_within_the_bound() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let memory = 32 * BLOCK_BYTES;
+    let budget = Arc::new(ReplayBudget::new(memory, 0, dir.path().to_owned()));
+    let body = || ReplayBuffer::new(&budget, Owner::of(None), None).expect("room");
+    for _ in 0..2 {
+        let mut buffer = body();
+        let expected = push(&mut buffer, 2 * BLOCK_BYTES as usize).await;
+        assert_eq!(budget.memory.pool.bytes(), 0, "both free blocks are in use again");
+        assert_eq!(read_all(&mut buffer).await.expect("all of it"), expected);
+        drop(buffer);
+        assert_eq!((budget.memory_used(), budget.memory.pool.bytes()), (0, 2 * BLOCK_BYTES));
+    }
+    let others = Reservation::empty(&budget.memory);
+    assert!(others.try_grow(memory - BLOCK_BYTES) && budget.memory.pool.bytes() == BLOCK_BYTES);
+    assert!(others.try_grow(1) && budget.memory.pool.bytes() == 0);
+}
+
+#[tokio::test]
 async fn body_beyond_the_disk_budget_is_discarded() {
     let dir = tempfile::tempdir().expect("a directory");
     let budget = Arc::new(ReplayBudget::new(0, 100_000, dir.path().to_owned()));

@@ -19,7 +19,7 @@ use crate::{
         io::{FinalWrite, RegisteredWaker, Stream},
         write_buf::WriteBuf,
     },
-    request_body::{BodySource, BodySourceError},
+    request_body::BodySourceError,
     secret::wipe,
     time::deadline::Deadline,
 };
@@ -31,7 +31,7 @@ const MAX_COPIED_BYTES: usize = buffer_pool::BUFFER_BYTES / 4;
 /// Size of the reads of a large body.
 const LARGE_READ_BYTES: usize = buffer_pool::LARGE_BUFFER_BYTES;
 /// A body that has brought less than this since it last waited is slow: its buffer is released while it waits. A fast one
-/// keeps it, because a large buffer whose bytes are still in use would be allocated again for each read.
+/// keeps it if bytes in it are still in use, as over HTTP/2: else another would be allocated for each read.
 const SLOW_BODY_BYTES: u32 = 64 * 1024;
 /// Interim response to `Expect: 100-continue` (RFC 9110 §15.2.1).
 const CONTINUE_RESPONSE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -39,6 +39,9 @@ const CONTINUE_RESPONSE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 /// The stream, shared by the connection's task and the reader of the request body. It is never borrowed across an
 /// await.
 pub(super) struct Transport(Rc<RefCell<TransportState>>);
+
+/// See [`Transport::downgrade`].
+pub(super) type WeakTransport = Weak<RefCell<TransportState>>;
 
 /// The state that the task and the body reader share.
 pub(super) struct TransportState {
@@ -51,7 +54,7 @@ pub(super) struct TransportState {
     pub(super) continue_pending: bool,
     /// Number of the request whose body is being read: a reader of an earlier request may still exist and must get
     /// nothing of it.
-    request_seq: u64,
+    pub(super) request_seq: u64,
     next_read_bytes: usize,
     /// Bytes of the body since its reader last waited.
     received_since_wait: u32,
@@ -93,13 +96,14 @@ impl Transport {
         self.0.borrow_mut()
     }
 
-    /// The body of the current request. It does not keep the connection open.
-    pub(super) fn incoming_body(&self, content_length: Option<u64>) -> Http1IncomingBody {
-        Http1IncomingBody {
-            transport: Rc::downgrade(&self.0),
-            request_seq: self.state().request_seq,
-            content_length,
-        }
+    /// What a body reader has, so that it does not keep the connection open.
+    pub(super) fn downgrade(&self) -> WeakTransport {
+        Rc::downgrade(&self.0)
+    }
+
+    /// The transport of a body reader, unless the connection has ended.
+    pub(super) fn upgrade(weak: &WeakTransport) -> Option<Self> {
+        weak.upgrade().map(Self)
     }
 
     /// Whether a body reader exists.
@@ -193,6 +197,9 @@ impl TransportState {
         }
         if self.framing != Framing::Done {
             self.body_end_waker = Some(cx.waker().clone());
+        } else if self.read_buf.capacity() > 2 * buffer_pool::BUFFER_BYTES {
+            // The response may take long.
+            self.release_body_buffer();
         }
         Poll::Pending
     }
@@ -239,6 +246,14 @@ impl TransportState {
         }
     }
 
+    /// Releases the buffer of a body that waits or has ended, unless it was fast and bytes of it are still in use.
+    pub(super) fn release_body_buffer(&mut self) {
+        let is_slow = std::mem::take(&mut self.received_since_wait) < SLOW_BODY_BYTES;
+        if is_slow || self.read_buf.try_reclaim(LARGE_READ_BYTES) {
+            self.release_spare_capacity();
+        }
+    }
+
     /// Ends the current body: its reader gets no more bytes.
     pub(super) fn finish_body(&mut self) {
         self.request_seq += 1;
@@ -256,17 +271,19 @@ impl TransportState {
     }
 
     /// The next chunk of the request body; `None` at its end.
-    fn poll_body_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodySourceError>> {
+    pub(super) fn poll_body_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, BodySourceError>> {
         self.body_not_polled = false;
         if !self.fin_read {
             self.disconnect_watch = None;
         }
         loop {
             let event = self.framing.decode(&mut self.read_buf);
-            if self.framing == Framing::Done
-                && let Some(waker) = self.body_end_waker.take()
-            {
-                waker.wake();
+            if self.framing == Framing::Done {
+                self.next_read_bytes = buffer_pool::BUFFER_BYTES;
+                self.body_end_waker.take().into_iter().for_each(Waker::wake);
             }
             match event {
                 Ok(BodyEvent::Data(chunk)) => return Poll::Ready(Ok(Some(chunk))),
@@ -279,9 +296,7 @@ impl TransportState {
                 return Poll::Ready(Err(BodySourceError::Aborted));
             }
             let Poll::Ready(filled) = self.poll_read_buf(cx) else {
-                if std::mem::take(&mut self.received_since_wait) < SLOW_BODY_BYTES {
-                    self.release_spare_capacity();
-                }
+                self.release_body_buffer();
                 if !self.body_waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                     self.body_waker = Some(cx.waker().clone());
                 }
@@ -291,7 +306,12 @@ impl TransportState {
             self.received_since_wait = self.received_since_wait.saturating_add(received as u32);
             match filled {
                 Ok(0) | Err(_) => return Poll::Ready(Err(BodySourceError::Aborted)),
-                Ok(read) if read >= self.next_read_bytes => self.next_read_bytes = LARGE_READ_BYTES,
+                // A read into the rest of a buffer may be smaller and yet have left bytes in the socket.
+                Ok(read)
+                    if read >= self.next_read_bytes || self.read_buf.len() == self.read_buf.capacity() =>
+                {
+                    self.next_read_bytes = LARGE_READ_BYTES;
+                }
                 // A slow client does not fill a larger read.
                 Ok(read) if read < buffer_pool::BUFFER_BYTES => {
                     self.next_read_bytes = buffer_pool::BUFFER_BYTES
@@ -348,41 +368,6 @@ impl TransportState {
         if let Some(tcp) = self.stream.tcp() {
             let _ = tcp.set_zero_linger();
         }
-    }
-}
-
-/// Reader of one request's body.
-pub(super) struct Http1IncomingBody {
-    transport: Weak<RefCell<TransportState>>,
-    request_seq: u64,
-    content_length: Option<u64>,
-}
-
-impl Http1IncomingBody {
-    fn transport(&self) -> Option<Transport> {
-        self.transport.upgrade().map(Transport)
-    }
-}
-
-impl BodySource for Http1IncomingBody {
-    fn content_length(&self) -> Option<u64> {
-        self.content_length
-    }
-
-    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodySourceError>> {
-        let Some(transport) = self.transport() else { return Poll::Ready(Err(BodySourceError::Aborted)) };
-        let mut state = transport.state();
-        if state.request_seq != self.request_seq {
-            return Poll::Ready(Err(BodySourceError::Aborted));
-        }
-        state.poll_body_chunk(cx)
-    }
-
-    fn is_ended(&self) -> bool {
-        self.transport().is_some_and(|transport| {
-            let state = transport.state();
-            state.request_seq == self.request_seq && state.framing == Framing::Done
-        })
     }
 }
 
