@@ -185,8 +185,8 @@ impl Admin {
         let directory = self.directory.load_full();
         let pruned = mem::replace(&mut *self.pruned.lock(), Arc::downgrade(&directory));
         if always || !ptr::eq(pruned.as_ptr(), &*directory) {
-            self.metrics.prune_removed(&directory);
-            self.token_cache.retain_agents(|agent| directory.find_agent(agent).is_some());
+            self.metrics.prune_removed(&self.directory);
+            self.token_cache.retain_agents(|agent| self.directory.load().find_agent(agent).is_some());
         }
     }
 

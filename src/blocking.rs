@@ -150,8 +150,9 @@ impl ThreadPool {
     }
 
     fn run(&self) {
-        if self.is_background {
-            priority::lower();
+        match self.is_background {
+            true => priority::lower(),
+            false => slices::allow_yields(),
         }
         while let Some(job) = self.next_job() {
             run_caught(job);

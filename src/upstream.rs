@@ -57,7 +57,7 @@ use crate::{
     time::deadline::Deadline,
 };
 
-/// The last attempt of a request, on a connection of its own, of which it is the first request.
+/// The last attempt of a request, which is the first one on a new connection.
 const LAST_ATTEMPT: u32 = 3;
 
 /// A request to the upstream. No `Debug`: the target contains a token.

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::{
     Admin,
     response::{AdminBody, json_response},
+    scrape::SharedCounts,
 };
 use crate::{limits::quotas::QuotaUsage, telemetry::metrics::TextEncoder};
 
@@ -20,12 +21,14 @@ impl Admin {
         let quotas: Vec<_> = self.settings.quotas.report().iter().map(quota_json).collect();
         json_response(StatusCode::OK, &json!({ "quotas": quotas }))
     }
+}
 
+impl SharedCounts {
     pub(super) fn write_quota_metrics(&self, text: &mut TextEncoder) {
         let mut ratios = BTreeMap::<(String, String), f64>::new();
-        for usage in self.settings.quotas.report() {
-            let agent = self.metrics.agent_label(&usage.agent).to_owned();
-            let ratio = ratios.entry((agent, usage.quota)).or_default();
+        for usage in &self.quotas {
+            let agent = self.labels.of(&usage.agent).to_owned();
+            let ratio = ratios.entry((agent, usage.quota.clone())).or_default();
             *ratio = ratio.max(usage.ratio);
         }
         let name = "wecom_proxy_quota_used_ratio";

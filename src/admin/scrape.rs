@@ -19,6 +19,7 @@ use super::{
 use crate::{
     blocking,
     inspector::DropReason,
+    limits::quotas::QuotaUsage,
     proxy::UpstreamSettings,
     telemetry::{
         metrics::{
@@ -34,13 +35,14 @@ use crate::{
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// What token refreshes and collections lock too, copied at the ordinary priority and written at the lowest one.
-struct SharedCounts {
-    labels: AgentLabels,
+pub(super) struct SharedCounts {
+    pub(super) labels: AgentLabels,
     troubles: Vec<AgentTrouble>,
     proxy_errors: Vec<(Box<str>, u64)>,
     refreshes: Vec<RefreshCount>,
     gettoken_calls: Vec<(SharedStr, GettokenStats)>,
     throttled: Vec<(String, Duration)>,
+    pub(super) quotas: Vec<QuotaUsage>,
 }
 
 impl SharedCounts {
@@ -52,6 +54,7 @@ impl SharedCounts {
             refreshes: admin.token_cache.refresh_counts(),
             gettoken_calls: admin.token_cache.gettoken_calls(),
             throttled: admin.token_cache.throttled_agents(),
+            quotas: admin.settings.quotas.report(),
         }
     }
 
@@ -101,7 +104,7 @@ impl Admin {
         self.write_proxy_metrics(&mut text, counts);
         self.write_token_metrics(&mut text, counts);
         self.write_suite_metrics(&mut text);
-        self.write_quota_metrics(&mut text);
+        counts.write_quota_metrics(&mut text);
         write_trouble_metrics(&mut text, &counts.troubles, &counts.labels);
         write_process_metrics(&mut text);
         text.into_string()

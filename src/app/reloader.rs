@@ -167,7 +167,7 @@ impl Reloader {
             tracing::warn!("server.open = true: callers without a key are served from now on");
         }
         match self.directory.take_prune() {
-            true => self.token_cache.retain_agents(|agent| directory.find_agent(agent).is_some()),
+            true => self.token_cache.retain_agents(|agent| self.directory.load().find_agent(agent).is_some()),
             false => self.token_cache.drop_stale_backoffs(),
         }
         let is_gone = |name: &&str| directory.client_by_name(name).is_none();

@@ -1,5 +1,6 @@
 //! The priority of the calling thread.
 
+use super::slices::allow_yields;
 #[cfg(target_os = "linux")]
 use thread_priority::{
     ThreadPriority,
@@ -12,6 +13,7 @@ use thread_priority::{
 /// that wakes up may wait for a nice one until the next tick, for some milliseconds. Where the system refuses, the
 /// priority stays as it is. Threads that this one starts inherit it.
 pub(crate) fn lower() {
+    allow_yields();
     #[cfg(target_os = "linux")]
     {
         let policy = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);

@@ -32,14 +32,25 @@ pub(crate) fn yields() -> usize {
 }
 
 thread_local! {
+    /// Whether the thread has nothing but such work. The thread of a runtime has other tasks too, such as token refreshes.
+    static MAY_YIELD: Cell<bool> = const { Cell::new(false) };
     /// Before this, the thread does not yield again.
     static NEXT_YIELD: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// Lets a thread that waits for this CPU run.
+/// Lets [`yield_cpu`] yield on this thread.
+pub(super) fn allow_yields() {
+    MAY_YIELD.set(true);
+}
+
+/// Lets a thread that waits for this CPU run, if this thread is one of those for long work. Not to be called while a lock
+/// is held that a worker or a token refresh needs.
 pub(crate) fn yield_cpu() {
     #[cfg(test)]
     YIELDS.with(|yields| yields.set(yields.get() + 1));
+    if !MAY_YIELD.get() {
+        return;
+    }
     let begun_at = Instant::now();
     if NEXT_YIELD.get().is_none_or(|next| begun_at >= next) {
         thread::yield_now();
@@ -139,6 +150,15 @@ mod tests {
             let ended_at = begun_at + Duration::from_micros(lasts_us);
             assert_eq!(next_yield(begun_at, ended_at), ended_at + Duration::from_micros(works_us));
         }
+    }
+
+    #[test]
+    fn only_threads_of_long_work_yield() {
+        yield_cpu();
+        assert!(NEXT_YIELD.get().is_none());
+        allow_yields();
+        yield_cpu();
+        assert!(NEXT_YIELD.get().is_some());
     }
 
     #[test]

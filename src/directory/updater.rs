@@ -81,7 +81,8 @@ impl DirectoryUpdater {
         self.directory.load_full()
     }
 
-    /// Whether what is counted of removed agents is to be dropped now: there can be very many others.
+    /// Whether what is counted of removed agents is to be dropped now. Most changes remove none, and looking for them costs a
+    /// lookup for each agent.
     pub fn take_prune(&self) -> bool {
         let due = self.prunes_due.fetch_update(Relaxed, Relaxed, |due| due.checked_sub(1));
         due.is_ok() || self.load().has_suites()

@@ -123,6 +123,7 @@ pub struct Quotas {
     /// A worker has counted so many calls that they are merged at once.
     has_full_buffer: Notify,
     member_warnings: LogThrottle,
+    not_counted_warnings: LogThrottle,
 }
 
 impl Quotas {
@@ -138,6 +139,7 @@ impl Quotas {
             has_pending: Notify::new(),
             has_full_buffer: Notify::new(),
             member_warnings: LogThrottle::per_minute(MAX_MEMBER_WARNINGS),
+            not_counted_warnings: LogThrottle::per_minute(1),
         })
     }
 
@@ -196,10 +198,14 @@ impl Quotas {
     fn merge_pending(&self) {
         let (workers, now) = (self.workers.lock().clone(), unix_now_millis());
         for worker in workers {
-            let mut tracker = self.tracker.lock();
             let mut of_address = None;
-            worker.merge(|call, count| tracker.count_one_of_many(call, count, now, &mut of_address));
-            tracker.count_address_calls(of_address, now);
+            worker.merge(|calls| {
+                let mut tracker = self.tracker.lock();
+                for call in calls {
+                    tracker.count_one_of_many(&call.as_call(), call.count, now, &mut of_address);
+                }
+            });
+            self.tracker.lock().count_address_calls(of_address, now);
         }
     }
 
@@ -207,12 +213,26 @@ impl Quotas {
     /// changed since the last time.
     fn merge(&self) -> Vec<u32> {
         self.merge_pending();
+        self.warn_of_not_counted();
         let (mut tracker, now) = (self.tracker.lock(), unix_now_millis());
         let changed = tracker.take_changed();
         let warnings = tracker.take_warnings(&changed, now);
         drop(tracker);
         warnings.iter().for_each(warn);
         changed
+    }
+
+    fn warn_of_not_counted(&self) {
+        let calls: u64 = self.workers.lock().iter().map(|worker| worker.take_not_counted()).sum();
+        if calls > 0
+            && let Some(suppressed) = self.not_counted_warnings.allow()
+        {
+            tracing::warn!(
+                calls,
+                suppressed,
+                "WeCom's quotas were not counted for some calls, too many waited to be counted: more is used than reported"
+            );
+        }
     }
 
     /// Calls `f` with the tracker, and lets the merging task look at what changed.

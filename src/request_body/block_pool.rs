@@ -31,23 +31,23 @@ impl BlockPool {
 
     /// An empty block of this capacity.
     pub(super) fn acquire(&self, capacity: u64) -> BytesMut {
-        let free = if capacity == BLOCK_BYTES && self.bytes() > 0 { self.blocks.lock().pop() } else { None };
-        if free.is_some() {
-            self.bytes.fetch_sub(BLOCK_BYTES, Ordering::Relaxed);
-        }
+        let free = if capacity == BLOCK_BYTES && self.bytes() > 0 { self.pop() } else { None };
         free.unwrap_or_else(|| BytesMut::with_capacity(capacity as usize))
     }
 
-    /// Takes those of the blocks that have the right size and that nothing else reads, while they fit into `free_bytes`;
+    /// Takes those of the blocks that have the right size and that nothing else reads, while they fit into what is free;
     /// the others are dropped.
-    pub(super) fn release(&self, blocks: impl Iterator<Item = Bytes>, free_bytes: u64) {
-        let max_bytes = self.max_bytes.min(free_bytes);
+    pub(super) fn release(&self, blocks: impl Iterator<Item = Bytes>, free_bytes: impl Fn() -> u64) {
         for block in blocks.filter(|block| block.len() as u64 == BLOCK_BYTES) {
             let Ok(mut block) = block.try_into_mut() else { continue };
             block.clear();
-            if block.capacity() as u64 == BLOCK_BYTES && self.bytes() + BLOCK_BYTES <= max_bytes {
+            if block.capacity() as u64 != BLOCK_BYTES {
+                continue;
+            }
+            let mut kept = self.blocks.lock();
+            if self.bytes() + BLOCK_BYTES <= self.max_bytes.min(free_bytes()) {
                 self.bytes.fetch_add(BLOCK_BYTES, Ordering::Relaxed);
-                self.blocks.lock().push(block);
+                kept.push(block);
             }
         }
     }
@@ -55,10 +55,16 @@ impl BlockPool {
     /// Drops blocks until at most `max_bytes` are left.
     pub(super) fn shrink_to(&self, max_bytes: u64) {
         while self.bytes() > max_bytes {
-            let Some(block) = self.blocks.lock().pop() else { return };
-            self.bytes.fetch_sub(BLOCK_BYTES, Ordering::Relaxed);
+            let Some(block) = self.pop() else { return };
             drop(block);
         }
+    }
+
+    fn pop(&self) -> Option<BytesMut> {
+        let mut blocks = self.blocks.lock();
+        let block = blocks.pop()?;
+        self.bytes.fetch_sub(BLOCK_BYTES, Ordering::Relaxed);
+        Some(block)
     }
 }
 
@@ -78,12 +84,12 @@ mod tests {
         let addresses: Vec<_> = blocks.iter().map(|block| block.as_ptr().addr()).collect();
         let shared = blocks[0].slice(1..);
         let small = Bytes::from(vec![0; 100]);
-        pool.release(blocks.into_iter().chain([small]), 2 * BLOCK_BYTES);
+        pool.release(blocks.into_iter().chain([small]), || 2 * BLOCK_BYTES);
         assert_eq!(pool.bytes(), 2 * BLOCK_BYTES, "what is free bounds it");
         assert_eq!((&shared[..3], pool.acquire(100).capacity()), (&b"aaa"[..], 100));
         let again = full();
         assert_eq!((again.as_ptr().addr(), pool.bytes()), (addresses[2], BLOCK_BYTES));
-        pool.release((0..5).map(|_| full()).collect::<Vec<_>>().into_iter(), u64::MAX);
+        pool.release((0..5).map(|_| full()).collect::<Vec<_>>().into_iter(), || u64::MAX);
         assert_eq!(pool.bytes(), 3 * BLOCK_BYTES);
         pool.shrink_to(BLOCK_BYTES);
         assert_eq!((pool.bytes(), pool.blocks.lock().len()), (BLOCK_BYTES, 1));

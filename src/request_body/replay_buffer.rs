@@ -371,7 +371,7 @@ impl ReplayBuffer {
         self.memory_reservation.shrink_to(0);
         let last = std::mem::take(&mut self.current_block).freeze();
         let blocks = std::mem::take(&mut self.blocks).into_iter().map(|block| block.bytes);
-        self.budget.memory.pool.release(blocks.chain([last]), self.budget.memory.free());
+        self.budget.memory.pool.release(blocks.chain([last]), || self.budget.memory.free());
     }
 
     /// Bytes of memory that are allocated or reserved, and bytes reserved on disk.

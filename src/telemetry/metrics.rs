@@ -15,8 +15,14 @@ mod text_encoder;
 mod trouble;
 mod worker_metrics;
 
-use std::{collections::BTreeSet, mem, sync::Arc, time::SystemTime};
+use std::{
+    collections::BTreeSet,
+    mem,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
+use arc_swap::ArcSwap;
 use parking_lot::{Mutex, MutexGuard};
 
 pub use self::{
@@ -39,14 +45,17 @@ use crate::{
 /// Pairs that are merged under one lock, with some microseconds each.
 const MAX_MERGED_PAIRS: usize = 8;
 
+/// A last collection that is further ahead than this was before the clock was set back.
+const MAX_OVERTAKEN: Duration = Duration::from_secs(60);
+
 /// The metrics of all workers.
 pub struct Metrics {
     workers: Mutex<Vec<Arc<Mutex<WorkerMetrics>>>>,
     /// `admin.metrics.per_agent`
     per_agent: usize,
     registry: Mutex<Registry>,
-    /// Locked during a collection: what is merged must count before the next minute begins.
-    collecting: Mutex<()>,
+    /// Locked during a collection: what is merged must count before the next minute begins. The time of the last one.
+    collecting: Mutex<SystemTime>,
 }
 
 /// The metrics of one worker.
@@ -99,7 +108,7 @@ impl Metrics {
             workers: Mutex::default(),
             per_agent: config.per_agent,
             registry: Mutex::new(Registry::new(config, SystemTime::now())),
-            collecting: Mutex::default(),
+            collecting: Mutex::new(SystemTime::UNIX_EPOCH),
         }
     }
 
@@ -128,7 +137,11 @@ impl Metrics {
     /// collection at the start of each minute completes the last one. Locks what workers and health checks lock: not for
     /// a thread of the lowest priority.
     pub fn collect(&self, now: SystemTime) {
-        let _collecting = self.collecting.lock();
+        let mut last = self.collecting.lock();
+        // One that read the clock later may have come first; the minute must not go back for that.
+        let is_overtaken = last.duration_since(now).is_ok_and(|ahead| ahead < MAX_OVERTAKEN);
+        let now = if is_overtaken { *last } else { now };
+        *last = now;
         let workers = self.workers.lock().clone();
         for worker in workers {
             // Made before, because the worker waits for this lock.
@@ -152,10 +165,11 @@ impl Metrics {
 
     /// Drops the metrics of agents and clients that are no longer in the directory. As [`collect`](Self::collect), not for
     /// a thread of the lowest priority.
-    pub fn prune_removed(&self, directory: &Directory) {
+    pub fn prune_removed(&self, directory: &ArcSwap<Directory>) {
+        // Loaded for each, so that it has an agent whose first requests were collected meanwhile.
         self.retain(
-            |agent| agent == OTHER_AGENTS || directory.find_agent(agent).is_some(),
-            |client| directory.client_by_name(client).is_some(),
+            |agent| agent == OTHER_AGENTS || directory.load().find_agent(agent).is_some(),
+            |client| directory.load().client_by_name(client).is_some(),
         );
     }
 
@@ -234,6 +248,17 @@ mod tests {
         assert!(registry.agents.keys().map(|name| &**name).eq(["b"]));
         assert!(registry.clients.keys().map(|name| &**name).eq(["a"]));
         assert!(registry.agents["b"].statuses_by_client.is_empty());
+    }
+
+    #[test]
+    fn collection_that_comes_late_does_not_set_the_time_back() {
+        let (metrics, now) = (Metrics::default(), SystemTime::now());
+        let after = |seconds, back| {
+            metrics.collect(now + Duration::from_secs(seconds) - Duration::from_millis(back));
+            metrics.collecting.lock().duration_since(now).expect("later").as_secs()
+        };
+        assert_eq!([after(600, 0), after(600, 5), after(601, 0)], [600, 600, 601]);
+        assert_eq!(after(300, 0), 300, "the clock was set back");
     }
 
     #[test]

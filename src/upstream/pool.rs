@@ -152,9 +152,9 @@ impl Pool {
     }
 
     /// Reserves a stream on a connection with capacity, or on any if no more may be opened.
-    pub(super) fn http2_slot(&self, now: Instant) -> Option<h2::StreamSlot> {
+    pub(super) fn http2_slot(&self) -> Option<h2::StreamSlot> {
         self.close_suspects();
-        let mut connections = self.connections.borrow_mut();
+        let (mut connections, now) = (self.connections.borrow_mut(), Instant::now());
         connections.evict_idle_http2(self.settings.idle_timeout, now);
         if let Some((sender, last_used)) =
             connections.http2.iter_mut().find(|(sender, _)| sender.accepts_stream(now))

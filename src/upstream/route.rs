@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc};
 
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 
 use super::{
     ConnectError, Delivery, Settings, UpstreamError, UpstreamErrorKind, UpstreamRequest,
@@ -14,6 +14,10 @@ use super::{
 
 use crate::text;
 
+/// Dials at a time for requests that have to be the first on their connection: an upstream that ends its connections is
+/// not to be met by a handshake for each request at once.
+const MAX_FIRST_DIALS: usize = 8;
+
 /// The pooled connections of one route.
 pub(super) struct Route {
     pub(super) pool: Rc<Pool>,
@@ -23,6 +27,8 @@ pub(super) struct Route {
     speaks_http2: Cell<bool>,
     /// Held while dialling a connection that others can share; holds the time and error of the last failed dial.
     dial_lock: tokio::sync::Mutex<Option<(Instant, ConnectError)>>,
+    /// Held while dialling a connection for a request that has to be the first on it.
+    first_dials: Semaphore,
 }
 
 /// A connection checked out for one request.
@@ -45,13 +51,19 @@ impl Route {
     /// A route without open connections.
     pub(super) fn new(settings: &Arc<Settings>, nth: usize) -> Self {
         let speaks_http2 = Cell::new(settings.tls.is_some());
-        Self { pool: Pool::new(settings.clone()), nth, speaks_http2, dial_lock: Default::default() }
+        Self {
+            pool: Pool::new(settings.clone()),
+            nth,
+            speaks_http2,
+            dial_lock: Default::default(),
+            first_dials: Semaphore::new(MAX_FIRST_DIALS),
+        }
     }
 
     /// An idle connection, or a stream of a shared one.
     pub(super) fn pooled(&self, request: &UpstreamRequest<'_>) -> Option<Checkout> {
         if self.speaks_http2.get()
-            && let Some(slot) = self.pool.http2_slot(request.now)
+            && let Some(slot) = self.pool.http2_slot()
         {
             return Some(Checkout::Http2(slot));
         }
@@ -65,17 +77,25 @@ impl Route {
         may_overflow: bool,
         is_first: bool,
     ) -> Result<(Checkout, bool), UpstreamError> {
-        if is_first || !self.speaks_http2.get() {
+        if !self.speaks_http2.get() {
             return Ok((self.dial().await?, false));
+        }
+        let overflow = || self.overflow().filter(|_| may_overflow);
+        if is_first {
+            // Waits without a bound of its own: each dial has one. It is never closed.
+            let _permit = self.first_dials.acquire().await;
+            return match self.dial().await {
+                Ok(checkout) => Ok((checkout, false)),
+                Err(error) => overflow().ok_or(error),
+            };
         }
         // One HTTP/2 connection serves many requests: those that arrive during the dial wait for it and share its
         // failure.
         let arrived_at = Instant::now();
         let mut last_failure = self.dial_lock.lock().await;
-        if let Some(slot) = self.pool.http2_slot(Instant::now()) {
+        if let Some(slot) = self.pool.http2_slot() {
             return Ok((Checkout::Http2(slot), true));
         }
-        let overflow = || self.overflow().filter(|_| may_overflow);
         if let Some((failed_at, connect_error)) = &*last_failure
             && *failed_at >= arrived_at
         {

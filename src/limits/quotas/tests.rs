@@ -75,6 +75,22 @@ fn calls_whose_entries_are_not_found_again_are_counted() {
     assert_eq!(quotas.report()[0].used, 60_000);
 }
 
+#[test]
+fn tracker_is_locked_for_a_slice_at_a_time_and_what_does_not_fit_is_known() {
+    let quotas = quotas(QuotaMode::Observe, &[]);
+    let worker = WorkerQuotas::new(&quotas);
+    for nth in 0..66_000 {
+        worker.count(&call(&format!("agent-{nth}"), "ww1", USER_GET));
+    }
+    let buffer = quotas.workers.lock()[0].clone();
+    let mut merged = 0;
+    buffer.merge(|slice| {
+        assert!(!slice.is_empty() && slice.len() <= 64);
+        merged += slice.len();
+    });
+    assert_eq!((merged, buffer.take_not_counted(), buffer.take_not_counted()), (65_536, 464, 0));
+}
+
 #[tokio::test(start_paused = true)]
 async fn full_buffer_is_merged_before_its_time() {
     let quotas = quotas(QuotaMode::Observe, &[(USER_GET, QuotaScope::Address, 20_000)]);

@@ -11,11 +11,11 @@ use crate::{
 /// Buckets of a window. One more is counted than fits, so that the count is an upper bound of every window of that
 /// length, wherever WeCom's begin and whether they slide or not.
 const BUCKETS: u64 = 60;
+/// The same where replicas count together.
+const SHARED_BUCKETS: u64 = 12;
 /// While at most this share of a limit is used, all of it is counted as if used last: no time matters yet, and buckets
 /// would take memory for very many counters.
 const ONE_BUCKET_PERCENT: u64 = 1;
-/// The same where replicas count together.
-const SHARED_BUCKETS: u64 = 12;
 /// The offset of Beijing's days, which begin 8 h before those of UTC.
 const BEIJING_OFFSET_MS: u64 = 8 * 3600 * 1000;
 

@@ -4,7 +4,10 @@ use std::{
     cell::RefCell,
     hash::BuildHasher,
     mem,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use foldhash::fast::RandomState;
@@ -17,6 +20,8 @@ use crate::{blocking, config::QuotaMode, text::SharedStr, time::clock::unix_now_
 const MERGED_AT_ONCE: usize = 4_096;
 /// Bounds the entries of one worker that wait to be merged; the calls of further ones are not counted.
 const MAX_PENDING: usize = 16 * MERGED_AT_ONCE;
+/// Entries that are merged under one lock of the tracker, which workers may wait for.
+const MERGED_UNDER_LOCK: usize = 64;
 /// Calls whose entries are found again. An entry that is not found is followed by another one of the same call, and both
 /// are merged.
 const FOUND_CALLS: usize = 4_096;
@@ -30,17 +35,19 @@ pub(super) struct WorkerBuffer {
     pending: Mutex<Vec<PendingCall>>,
     /// Used by the merge only; empty between merges.
     merged: Mutex<Vec<PendingCall>>,
+    /// Calls beyond [`MAX_PENDING`] since this was last looked at.
+    not_counted: AtomicU64,
 }
 
 /// A call, and how often it was made since the last merge. Its texts are those of the agent and of the worker's paths,
 /// because with very many agents almost every request adds an entry.
 #[derive(Debug)]
-struct PendingCall {
+pub(super) struct PendingCall {
     key: u64,
     agent: Option<(SharedStr, SharedStr)>,
     path: SharedStr,
     credential: Option<u64>,
-    count: u32,
+    pub(super) count: u32,
 }
 
 /// How a worker finds its entries and paths again.
@@ -52,19 +59,27 @@ struct KnownCalls {
 }
 
 impl WorkerBuffer {
-    /// Hands over what was counted since the last time, with how often. Yields the CPU meanwhile: it may be much.
-    pub(super) fn merge(&self, mut count: impl FnMut(&Call<'_>, u32)) {
-        let mut merged = self.merged.lock();
+    /// Hands over what was counted since the last time, in slices between which it yields the CPU; nothing if another
+    /// thread is doing so.
+    pub(super) fn merge(&self, mut count: impl FnMut(&[PendingCall])) {
+        let Some(mut merged) = self.merged.try_lock() else { return };
         mem::swap(&mut *self.pending.lock(), &mut *merged);
-        for call in blocking::in_slices(merged.drain(..)) {
-            count(&call.as_call(), call.count);
+        for slice in merged.chunks(MERGED_UNDER_LOCK) {
+            count(slice);
+            blocking::yield_cpu();
         }
+        merged.clear();
         merged.shrink_to(MERGED_AT_ONCE);
+    }
+
+    /// How many calls were not counted since the last time, because too many waited to be merged.
+    pub(super) fn take_not_counted(&self) -> u64 {
+        self.not_counted.swap(0, Relaxed)
     }
 }
 
 impl PendingCall {
-    fn as_call(&self) -> Call<'_> {
+    pub(super) fn as_call(&self) -> Call<'_> {
         let agent = self.agent.as_ref().map(|(name, corpid)| (name, corpid));
         Call { agent, path: &self.path, credential: self.credential }
     }
@@ -120,6 +135,7 @@ impl WorkerQuotas {
         }
         let count = pending.len();
         if count >= MAX_PENDING {
+            self.buffer.not_counted.fetch_add(1, Relaxed);
             return;
         }
         *position = count as u16;

@@ -249,7 +249,8 @@ impl TransportState {
     /// Releases the buffer of a body that waits or has ended, unless it was fast and bytes of it are still in use.
     pub(super) fn release_body_buffer(&mut self) {
         let is_slow = std::mem::take(&mut self.received_since_wait) < SLOW_BODY_BYTES;
-        if is_slow || self.read_buf.try_reclaim(LARGE_READ_BYTES) {
+        // Only of an empty buffer: bytes of the next head would be moved, and stay in their old place too.
+        if is_slow || self.read_buf.is_empty() && self.read_buf.try_reclaim(LARGE_READ_BYTES) {
             self.release_spare_capacity();
         }
     }
