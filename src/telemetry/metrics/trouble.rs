@@ -31,11 +31,20 @@ pub(super) struct TroubleTracker {
     period: u64,
 }
 
+/// The requests of an agent. Small, because there can be very many agents.
 #[derive(Default)]
 pub(super) struct AgentWindow {
+    /// By period, modulo [`PERIODS`].
+    requests: [u32; PERIODS],
+    /// Of those of whose requests one has failed.
+    failures: Option<Box<RecentFailures>>,
+}
+
+#[derive(Default)]
+struct RecentFailures {
     counted_as: Option<Box<str>>,
-    /// Requests and failed ones by period, modulo [`PERIODS`].
-    periods: [(u32, u32); PERIODS],
+    /// Failed requests by period, modulo [`PERIODS`].
+    failed: [u32; PERIODS],
     reasons: Vec<ReasonCount>,
     untrusted_address: Option<IpAddr>,
     /// The first failure since the agent was well, and the failures since then.
@@ -79,15 +88,16 @@ impl TroubleTracker {
             Some(window) => window,
             None => self.agents.entry(name.into()).or_default(),
         };
-        if let Some(counted_as) = counted_as {
-            window.counted_as = Some(counted_as.into());
-        }
         let requests = u32::try_from(pair.durations.count()).unwrap_or(u32::MAX);
-        let slot = &mut window.periods[self.period as usize % PERIODS];
-        slot.0 = slot.0.saturating_add(requests);
+        let slot = self.period as usize % PERIODS;
+        window.requests[slot] = window.requests[slot].saturating_add(requests);
         if let Some(failures) = &pair.agent_failures {
-            slot.1 = slot.1.saturating_add(failures.count);
-            window.add_failures(failures);
+            let recent = window.failures.get_or_insert_default();
+            if let Some(counted_as) = counted_as {
+                recent.counted_as = Some(counted_as.into());
+            }
+            recent.failed[slot] = recent.failed[slot].saturating_add(failures.count);
+            recent.add(failures);
             if !self.failing.contains(name) {
                 self.failing.insert(name.into());
             }
@@ -106,17 +116,19 @@ impl TroubleTracker {
         self.period = period;
         for window in blocking::in_slices(self.agents.values_mut()) {
             for ago in 0..passed {
-                window.periods[(period as usize + PERIODS - ago % PERIODS) % PERIODS] = (0, 0);
+                window.clear((period as usize + PERIODS - ago % PERIODS) % PERIODS);
             }
             window.expire(now);
         }
-        let is_idle = |window: &AgentWindow| window.requests_and_failed().0 == 0 && window.reasons.is_empty();
+        let is_idle = |window: &AgentWindow| {
+            window.request_count() == 0
+                && window.failures.as_ref().is_none_or(|recent| recent.reasons.is_empty())
+        };
         let idle = blocking::in_slices(&self.agents).filter(|(_, window)| is_idle(window));
         for name in blocking::in_slices(idle.map(|(name, _)| name.clone()).collect::<Vec<_>>()) {
             self.agents.remove(&name);
         }
-        let is_failing =
-            |name: &Arc<str>| self.agents.get(name).is_some_and(|window| window.failing.is_some());
+        let is_failing = |name: &Arc<str>| self.agents.get(name).is_some_and(AgentWindow::is_failing);
         let well: Vec<_> =
             blocking::in_slices(&self.failing).filter(|name| !is_failing(name)).cloned().collect();
         for name in blocking::in_slices(well) {
@@ -137,35 +149,34 @@ impl TroubleTracker {
 }
 
 impl AgentWindow {
-    fn add_failures(&mut self, failures: &AgentFailures) {
-        for reason in &failures.reasons {
-            note_reason(&mut self.reasons, *reason);
+    fn clear(&mut self, slot: usize) {
+        self.requests[slot] = 0;
+        if let Some(recent) = &mut self.failures {
+            recent.failed[slot] = 0;
         }
-        self.untrusted_address = failures.untrusted_address.or(self.untrusted_address);
-        let (since, attempts) = self.failing.unwrap_or((failures.first_at, 0));
-        self.failing = Some((since.min(failures.first_at), attempts + u64::from(failures.count)));
     }
 
     fn expire(&mut self, now: SystemTime) {
-        self.reasons.retain(|reason| is_recent(reason, now));
-        let (requests, failed) = self.requests_and_failed();
-        let is_well = failed == 0 || (requests >= MIN_REQUESTS && failed * 2 < requests);
-        if self.reasons.is_empty() && is_well {
-            (self.failing, self.untrusted_address) = (None, None);
+        let requests = self.request_count();
+        if self.failures.as_mut().is_some_and(|recent| recent.expire(requests, now)) {
+            self.failures = None;
         }
     }
 
-    fn requests_and_failed(&self) -> (u64, u64) {
-        self.periods.iter().fold((0, 0), |(requests, failed), period| {
-            (requests + u64::from(period.0), failed + u64::from(period.1))
-        })
+    fn request_count(&self) -> u64 {
+        self.requests.iter().copied().map(u64::from).sum()
+    }
+
+    fn is_failing(&self) -> bool {
+        self.failures.as_ref().is_some_and(|recent| recent.failing.is_some())
     }
 
     fn trouble(&self, name: &Arc<str>, now: SystemTime) -> Option<AgentTrouble> {
-        let (failing_since, attempts) = self.failing?;
-        let (requests, failed) = self.requests_and_failed();
-        let recent = self.reasons.iter().filter(|reason| is_recent(reason, now));
-        let mut reasons: Vec<_> = recent.map(|reason| reason.reason).collect();
+        let recent = self.failures.as_ref()?;
+        let (failing_since, attempts) = recent.failing?;
+        let (requests, failed) = (self.request_count(), recent.failed_count());
+        let counted = recent.reasons.iter().filter(|reason| is_recent(reason, now));
+        let mut reasons: Vec<_> = counted.map(|reason| reason.reason).collect();
         reasons.sort_unstable();
         if requests >= MIN_REQUESTS && failed * 2 >= requests {
             reasons.push(TroubleReason::HalfFailed);
@@ -175,14 +186,40 @@ impl AgentWindow {
         }
         Some(AgentTrouble {
             agent: name.clone(),
-            counted_as: self.counted_as.clone().unwrap_or_else(|| (&**name).into()),
+            counted_as: recent.counted_as.clone().unwrap_or_else(|| (&**name).into()),
             reasons,
             requests,
             failed,
             failing_since,
             attempts,
-            untrusted_address: self.untrusted_address,
+            untrusted_address: recent.untrusted_address,
         })
+    }
+}
+
+impl RecentFailures {
+    fn add(&mut self, failures: &AgentFailures) {
+        for reason in &failures.reasons {
+            note_reason(&mut self.reasons, *reason);
+        }
+        self.untrusted_address = failures.untrusted_address.or(self.untrusted_address);
+        let (since, attempts) = self.failing.unwrap_or((failures.first_at, 0));
+        self.failing = Some((since.min(failures.first_at), attempts + u64::from(failures.count)));
+    }
+
+    /// Forgets what is too old. Returns whether nothing is left.
+    fn expire(&mut self, requests: u64, now: SystemTime) -> bool {
+        self.reasons.retain(|reason| is_recent(reason, now));
+        let failed = self.failed_count();
+        let is_well = failed == 0 || (requests >= MIN_REQUESTS && failed * 2 < requests);
+        if self.reasons.is_empty() && is_well {
+            (self.failing, self.untrusted_address) = (None, None);
+        }
+        failed == 0 && self.reasons.is_empty()
+    }
+
+    fn failed_count(&self) -> u64 {
+        self.failed.iter().copied().map(u64::from).sum()
     }
 }
 
