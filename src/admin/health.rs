@@ -35,9 +35,8 @@ impl Admin {
     pub(super) fn health(&self, ready: bool, troubles: &Troubles) -> Response<AdminBody> {
         let stopping = *self.stopping.borrow();
         let directory = self.directory.load_full();
-        let tokens: Vec<_> = blocking::in_slices(directory.agents())
-            .map(|agent| (agent.name.clone(), agent.token.status()))
-            .collect();
+        let tokens: Vec<_> =
+            directory.agents().map(|agent| (agent.name.clone(), agent.token.status())).collect();
         let mut requested = tokens.iter().filter(|(_, status)| status.requested).peekable();
         let tokenless = requested.peek().is_some()
             && requested.all(|(_, token)| {
